@@ -1,0 +1,1 @@
+"""Placeholder docstring: say what this package is."""

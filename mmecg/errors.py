@@ -1,0 +1,116 @@
+"""The errors of mmecg: who erred, what was wrong, and what to do next.
+
+::
+
+    MmecgError
+    ├── InvalidInputError(ValueError)     the caller sent something unusable
+    │   ├── SignalError                   an ECG: leads, shape, unit, rate, length, values
+    │   ├── VitalsError                   a vital sign outside its plausible range, an unknown name
+    │   ├── ReportError                   report or note text: encoding, length
+    │   └── QueryError                    a query: no modality, bad filter, bad top_k, bad page token
+    ├── NotFoundError                     the caller named something that is not there
+    │   ├── StudyNotFoundError
+    │   └── SubjectNotFoundError
+    ├── AlreadyExistsError                the caller wanted to create what is there
+    ├── ArtifactError                     the operator's files are not usable
+    │   ├── BundleError                   a model bundle: missing file, truncated, wrong version
+    │   ├── IndexFormatError              an index or corpus: damaged, foreign, wrong version
+    │   └── FingerprintMismatchError      index and bundle do not share an embedding space
+    ├── ConfigError                       the operator's configuration
+    ├── NotReadyError                     loading or draining: try again
+    └── OverloadedError                   the queue is full: try again later
+
+A message says what, got, expected and the next step, for example
+``signal has 11 leads, expected 12 (missing aVF); name the leads you have``. It never carries report text,
+vitals, or identifiers that the caller did not send.
+"""
+
+from __future__ import annotations
+
+
+class MmecgError(Exception):
+    """Base of every error that mmecg raises on purpose."""
+
+
+class InvalidInputError(MmecgError, ValueError):
+    """The caller's input cannot be used.
+
+    Parameters
+    ----------
+    message : str
+        What, got, expected, next step.
+    field : str, optional
+        Dotted path of the offending field, as the caller knows it (``"ecg.sampling_rate_hz"``).
+    """
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class SignalError(InvalidInputError):
+    """An ECG signal cannot be used: leads, shape, unit, sampling rate, length or values."""
+
+
+class VitalsError(InvalidInputError):
+    """A vital sign is unknown, not a number, or outside its plausible range."""
+
+
+class ReportError(InvalidInputError):
+    """A report or note cannot be used: encoding or length."""
+
+
+class QueryError(InvalidInputError):
+    """A search query cannot be used: modality, weights, filter, ``top_k`` or page token."""
+
+
+class NotFoundError(MmecgError):
+    """What the caller named does not exist."""
+
+
+class StudyNotFoundError(NotFoundError):
+    """No study has the ``study_id`` that the caller named."""
+
+
+class SubjectNotFoundError(NotFoundError):
+    """No study belongs to the ``subject_id`` that the caller named."""
+
+
+class AlreadyExistsError(MmecgError):
+    """What the caller wanted to create exists already."""
+
+
+class ArtifactError(MmecgError):
+    """A file that the operator provides is damaged, foreign or of another version."""
+
+
+class BundleError(ArtifactError):
+    """A model bundle is incomplete, damaged or of an unknown version."""
+
+
+class IndexFormatError(ArtifactError):
+    """An index or corpus on disk is damaged, foreign or of an unknown version."""
+
+
+class FingerprintMismatchError(ArtifactError):
+    """Embeddings of one bundle were offered to an index of another."""
+
+    def __init__(self, *, got: str, expected: str, what: str = "index") -> None:
+        super().__init__(
+            f"{what} holds embeddings of fingerprint {got[:12]}, expected {expected[:12]} (the loaded bundle); "
+            "load the bundle it was built with, or rebuild it with `mmecg build`"
+        )
+        self.got = got
+        self.expected = expected
+
+
+class ConfigError(MmecgError):
+    """The configuration is not usable: unknown key, wrong type, impossible value."""
+
+
+class NotReadyError(MmecgError):
+    """The service is loading or draining; the same call may succeed later."""
+
+
+class OverloadedError(MmecgError):
+    """The service's queue is full; the same call may succeed after a pause."""

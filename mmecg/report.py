@@ -1,0 +1,94 @@
+"""Report and note text: the raw words, and a clean form that a model may read.
+
+The clean form of a PTB-XL report leaves out what is not the reader's finding: machine boilerplate ("4.46 unbestätigter
+bericht"), and every "Edit: …" tail, which carries the record's own gold codes (a leak in 557 reports). Oddly cased
+umlauts ("mÖglich") are mended. The raw text is always kept beside it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from mmecg.errors import ReportError
+
+MAX_TEXT_CHARS = 20_000
+"""Longest accepted report or note; discharge summaries rarely pass 15,000 characters."""
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_EDIT_TAIL = re.compile(r"\bedit\s*:.*\Z", re.IGNORECASE | re.DOTALL)
+_BOILERPLATE = re.compile(
+    r"\b\d\.\d\d\s+unbest[äÄa]e?tigter\s+(?:ekg-)?bericht\b"  # software version + "unconfirmed report"
+    r"|\bunbest[äÄa]e?tigter\s+(?:ekg-)?bericht\b"
+    r"|\bunconfirmed\s+report\b|\bobekr[äÄa]ftad\s+rapport\b"
+    r"|\bej\s+bekr[äÄa]ftad\s+(?:ekg-)?(?:rapport|tolkning)\b"
+    r"|\btrace\s+only\s+requested\b\.?",
+    re.IGNORECASE,
+)
+_INNER_UPPER = re.compile(r"[ÄÖÜÅÉ]")
+_SPACES = re.compile(r"\s+")
+
+
+@dataclass(frozen=True)
+class Report:
+    """A report as written, and cleaned.
+
+    Attributes
+    ----------
+    raw : str
+        The text as it was stored. Evidence offsets of mined labels refer to it.
+    text : str
+        The clean form that the text tower reads; may be empty.
+    """
+
+    raw: str
+    text: str
+
+    @classmethod
+    def from_text(cls, raw: str) -> Report:
+        """Check the text and collapse white space; nothing else is changed."""
+        checked = check_text(raw)
+        return cls(checked, _SPACES.sub(" ", checked).strip())
+
+    @classmethod
+    def from_ptb_xl(cls, raw: str) -> Report:
+        """Check the text and clean it as :func:`clean_ptb_xl` says."""
+        checked = check_text(raw)
+        return cls(checked, clean_ptb_xl(checked))
+
+
+def check_text(text: str | bytes, *, field: str = "report") -> str:
+    """Return text that is valid and not too long.
+
+    Raises
+    ------
+    ReportError
+        Bytes that are not UTF-8, control or surrogate characters, or more than :data:`MAX_TEXT_CHARS` characters.
+    """
+    if isinstance(text, bytes):
+        try:
+            text = text.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ReportError(
+                f"text is not UTF-8 (byte {error.start} cannot be decoded); convert it to UTF-8", field=field
+            ) from None
+    if len(text) > MAX_TEXT_CHARS:
+        raise ReportError(
+            f"text has {len(text)} characters, expected at most {MAX_TEXT_CHARS}; send the relevant part, "
+            "or split it into several notes",
+            field=field,
+        )
+    if _CONTROL.search(text) or any("\ud800" <= char <= "\udfff" for char in text):
+        raise ReportError("text has control or surrogate characters; send plain text", field=field)
+    return text
+
+
+def clean_ptb_xl(raw: str) -> str:
+    """Return a PTB-XL report without boilerplate and leaked gold codes, with mended umlauts, in lower case.
+
+    The "Edit: …" tail is cut to the end of the report. White space runs collapse to one space.
+    """
+    text = _EDIT_TAIL.sub("", raw)
+    text = _BOILERPLATE.sub(" ", text)
+    text = _INNER_UPPER.sub(lambda match: match.group().lower(), text).lower()
+    return _SPACES.sub(" ", text).strip()

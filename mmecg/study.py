@@ -1,0 +1,123 @@
+"""A study (one acquisition: ECG, report, notes, vitals) and a subject's history."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from mmecg.ecg import Ecg
+from mmecg.errors import InvalidInputError
+from mmecg.report import Report
+from mmecg.vitals import Vitals
+
+MAX_ID_CHARS = 128
+
+
+@dataclass(frozen=True)
+class ClinicalNote:
+    """Free text with a time: triage complaint, history, discharge text.
+
+    Attributes
+    ----------
+    text : str
+    kind : str
+        What it is ("triage", "history", "discharge", …); free, lower case.
+    written_at : datetime, optional
+        When it was written. Unknown counts as later than the ECG: it might give the answer away.
+    """
+
+    text: str
+    kind: str = "note"
+    written_at: datetime | None = None
+
+    def is_known_before(self, moment: datetime | None) -> bool:
+        """Return True only if both times are known and the note was written no later than ``moment``."""
+        return moment is not None and self.written_at is not None and self.written_at <= moment
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """One acquisition.
+
+    Attributes
+    ----------
+    study_id, subject_id : str
+        1 to 128 printable characters; ``subject_id`` names the patient.
+    acquired_at : datetime, optional
+        Start of the recording.
+    ecg : Ecg, optional
+    report : Report, optional
+    notes : tuple of ClinicalNote
+    vitals : Vitals
+    labels : mapping of str to float
+        Label to likelihood 0..100 as the source gives it; in PTB-XL 0 means *unknown*, not absent, and a label that is
+        not listed is unlabelled, not negative.
+    site, device : str, optional
+    attributes : mapping of str to str
+        What else the source says (signal-quality notes, fold, …).
+    """
+
+    study_id: str
+    subject_id: str
+    acquired_at: datetime | None = None
+    ecg: Ecg | None = None
+    report: Report | None = None
+    notes: tuple[ClinicalNote, ...] = ()
+    vitals: Vitals = field(default_factory=Vitals)
+    labels: Mapping[str, float] = field(default_factory=dict)
+    site: str | None = None
+    device: str | None = None
+    attributes: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_id(self.study_id, "study_id")
+        check_id(self.subject_id, "subject_id")
+
+    def notes_before_ecg(self) -> tuple[ClinicalNote, ...]:
+        """Return the notes that were certainly written no later than the ECG."""
+        return tuple(note for note in self.notes if note.is_known_before(self.acquired_at))
+
+    def notes_after_ecg(self) -> tuple[ClinicalNote, ...]:
+        """Return the notes that may have been written after the ECG (an unknown time counts as after)."""
+        return tuple(note for note in self.notes if not note.is_known_before(self.acquired_at))
+
+
+@dataclass(frozen=True)
+class History:
+    """The subject's studies strictly before ``as_of``, oldest first. Build it with :meth:`build`."""
+
+    subject_id: str
+    as_of: datetime
+    studies: tuple[Study, ...]
+
+    @classmethod
+    def build(cls, studies: Iterable[Study], *, subject_id: str, as_of: datetime) -> History:
+        """Pick the subject's studies acquired strictly before ``as_of``.
+
+        Studies of other subjects, later studies, and studies without a time are left out.
+        """
+        earlier = [
+            (study.acquired_at, study.study_id, study)
+            for study in studies
+            if study.subject_id == subject_id and study.acquired_at is not None and study.acquired_at < as_of
+        ]
+        earlier.sort(key=lambda item: item[:2])
+        return cls(subject_id, as_of, tuple(study for *_, study in earlier))
+
+
+def check_id(value: str, name: str) -> str:
+    """Return an identifier of 1 to 128 printable characters without surrounding space.
+
+    Raises
+    ------
+    InvalidInputError
+        Anything else. The value is not repeated in the message.
+    """
+    if not value or len(value) > MAX_ID_CHARS or not value.isprintable() or value != value.strip():
+        raise InvalidInputError(
+            f"{name} has {len(value)} characters or unprintable ones, expected 1 to {MAX_ID_CHARS} printable "
+            "characters without surrounding space",
+            field=name,
+        )
+    return value
