@@ -142,7 +142,7 @@ class Ecg:
     @property
     def duration_s(self) -> float:
         """Length of the recording in seconds."""
-        return self.signal.shape[1] / self.sampling_rate_hz
+        return float(self.signal.shape[1] / self.sampling_rate_hz)
 
     @property
     def leads(self) -> tuple[str, ...]:
