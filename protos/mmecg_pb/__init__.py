@@ -1,1 +1,1 @@
-"""Placeholder docstring: say what this package is."""
+"""Generated code of the mmecg protos; regenerate with `scripts/gen-protos`."""

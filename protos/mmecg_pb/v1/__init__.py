@@ -1,1 +1,1 @@
-"""Placeholder docstring: say what this package is."""
+"""Package mmecg.v1: one module a proto file."""
