@@ -6,9 +6,10 @@ removal renumbers). A *target* is the modality whose embeddings are searched. ``
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Literal, Protocol
 
 import numpy as np
@@ -49,7 +50,7 @@ class Filter:
     exclude_subject_ids, exclude_study_ids : frozenset of str
         The study's value is none of these.
     acquired_from, acquired_before : datetime, optional
-        Half-open interval; a study without a time does not pass.
+        Half-open interval; a study without a time does not pass. Times are compared as :func:`without_zone` says.
     age_min_years, age_max_years : float, optional
         Closed interval; a study without an age does not pass.
     sex : {"female", "male"}, optional
@@ -93,9 +94,9 @@ class Filter:
             if refused:
                 found.append(~pl.col(column).is_in(sorted(refused)))
         if self.acquired_from is not None:
-            found.append(pl.col("acquired_at") >= self.acquired_from)
+            found.append(pl.col("acquired_at") >= without_zone(self.acquired_from))
         if self.acquired_before is not None:
-            found.append(pl.col("acquired_at") < self.acquired_before)
+            found.append(pl.col("acquired_at") < without_zone(self.acquired_before))
         if self.age_min_years is not None:
             found.append(pl.col("age_years") >= self.age_min_years)
         if self.age_max_years is not None:
@@ -121,6 +122,11 @@ class Filter:
             return None
         passing = table.lazy().filter(pl.all_horizontal(conditions).fill_null(False)).select("row").collect()
         return passing["row"].to_numpy().astype(np.int64, copy=False)
+
+
+def without_zone(moment: datetime) -> datetime:
+    """Return a time as the metadata table holds it: UTC if it has a zone, as it is if it has none."""
+    return moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)
 
 
 def _has(column: str, values: Iterable[str]) -> list[pl.Expr]:
@@ -287,3 +293,98 @@ def check_top_k(top_k: int) -> int:
     if not 1 <= top_k <= MAX_TOP_K:
         raise QueryError(f"top_k is {top_k}, expected 1 to {MAX_TOP_K}", field="top_k")
     return top_k
+
+
+def check_vectors(vectors: NDArray[np.float32], dim: int, *, field: str = "embedding") -> NDArray[np.float32]:
+    """Return unit vectors as a contiguous float32 matrix.
+
+    Parameters
+    ----------
+    vectors : float32, shape (n, dim)
+        Unit norm within 1e-3.
+
+    Raises
+    ------
+    QueryError
+        Another shape, a value that is not finite, or another norm.
+    """
+    matrix = np.ascontiguousarray(vectors, np.float32)
+    if matrix.ndim != 2 or matrix.shape[1] != dim:
+        raise QueryError(f"vectors have shape {np.shape(vectors)}, expected (n, {dim})", field=field)
+    squared = np.einsum("nd,nd->n", matrix, matrix)
+    if not (np.abs(squared - 1) <= 2e-3).all():
+        raise QueryError("a vector is not finite or not of unit length; normalise it", field=field)
+    return matrix
+
+
+def check_rows(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return rows as ascending int64 without repeats.
+
+    Raises
+    ------
+    QueryError
+        A row is negative, or the shape is not ``(n,)``.
+    """
+    checked = np.asarray(rows, np.int64)
+    if checked.ndim != 1 or (checked.size and checked.min() < 0):
+        raise QueryError("rows are negative or not one-dimensional, expected shape (n,)", field="rows")
+    return checked if (np.diff(checked) > 0).all() else np.unique(checked)
+
+
+class ExactIndex:
+    """Every query against every vector, in NumPy: a :class:`VectorIndex` that is slow and obviously right.
+
+    Equal scores are ordered by row. Every change replaces the arrays, so that a search sees one state.
+
+    Parameters
+    ----------
+    dim : int
+    fingerprint : str
+        Fingerprint of the bundle whose embeddings it holds.
+    """
+
+    def __init__(self, dim: int, fingerprint: str) -> None:
+        self.dim = dim
+        self.fingerprint = fingerprint
+        self._lock = threading.Lock()
+        self._state = (np.empty(0, np.int64), np.empty((0, dim), np.float32))
+
+    def __len__(self) -> int:
+        return len(self._state[0])
+
+    def upsert(self, rows: NDArray[np.int64], embeddings: NDArray[np.float32]) -> None:
+        """Add vectors, replacing those whose row is there; of a repeated row the last counts."""
+        vectors = check_vectors(embeddings, self.dim)
+        if np.shape(rows) != (len(vectors),) or (len(vectors) and np.min(rows) < 0):
+            raise QueryError(f"rows have shape {np.shape(rows)} or are negative, expected ({len(vectors)},)")
+        with self._lock:
+            stored = dict(zip(self._state[0].tolist(), self._state[1], strict=True))
+            stored.update(zip(np.asarray(rows).tolist(), vectors, strict=True))
+            ordered = sorted(stored)
+            matrix = np.array([stored[row] for row in ordered], np.float32).reshape(-1, self.dim)
+            self._state = (np.array(ordered, np.int64), matrix)
+
+    def remove(self, rows: NDArray[np.int64]) -> int:
+        """Remove rows; return how many were there."""
+        with self._lock:
+            have, matrix = self._state
+            keep = ~np.isin(have, rows)
+            self._state = (have[keep], matrix[keep])
+            return int((~keep).sum())
+
+    def search(self, queries: NDArray[np.float32], top_k: int, *, rows: NDArray[np.int64] | None = None) -> IndexResult:
+        """Return the best ``top_k`` of all rows, or of ``rows`` only."""
+        have, matrix = self._state
+        total = len(have)
+        vectors = check_vectors(queries, self.dim)
+        if rows is not None:
+            keep = np.isin(have, check_rows(rows))
+            have, matrix = have[keep], matrix[keep]
+        scores = vectors @ matrix.T
+        best = np.argsort(-scores, axis=1, kind="stable")[:, : check_top_k(top_k)]
+        found_rows = np.full((len(vectors), top_k), -1, np.int64)
+        found_scores = np.full((len(vectors), top_k), -np.inf, np.float32)
+        found_rows[:, : best.shape[1]] = have[best]
+        found_scores[:, : best.shape[1]] = np.take_along_axis(scores, best, axis=1)
+        engine = "exact" if rows is None else "exact_rows"
+        return IndexResult(found_rows, found_scores, SearchPlan(engine, True, total, len(have)))
