@@ -31,15 +31,15 @@ class Ecg(_message.Message):
     SAMPLING_RATE_HZ_FIELD_NUMBER: _builtins.int
     PACKED_INT16_FIELD_NUMBER: _builtins.int
     FLOAT32_MILLIVOLTS_FIELD_NUMBER: _builtins.int
-    WFDB_RECORD_FIELD_NUMBER: _builtins.int
+    WFDB_FIELD_NUMBER: _builtins.int
     sampling_rate_hz: _builtins.float
-    """Samples per second of each lead, 50 to 2000. Must be left out for `wfdb_record`."""
+    """Samples per second of each lead, 50 to 2000. Must be left out for `wfdb`."""
     float32_millivolts: _builtins.bytes
     """IEEE 754 binary32, little endian, in millivolt."""
     @_builtins.property
     def leads(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Name of each row of the signal, in any order: I, II, III, aVR, aVL, aVF, V1 to V6 (case does not matter). May be
-        left out only for 12 rows in that order. Must be left out for `wfdb_record`, whose header names the leads.
+        left out only for 12 rows in that order. Must be left out for `wfdb`, whose header names the leads.
         """
 
     @_builtins.property
@@ -47,7 +47,7 @@ class Ecg(_message.Message):
         """16-bit counts and their scale: half the bytes of float32, and lossless for what devices record."""
 
     @_builtins.property
-    def wfdb_record(self) -> Global___WfdbRecord:
+    def wfdb(self) -> Global___WfdbRecord:
         """A WFDB record as its header file and its signal file."""
 
     def __init__(
@@ -57,13 +57,13 @@ class Ecg(_message.Message):
         sampling_rate_hz: _builtins.float = ...,
         packed_int16: Global___PackedInt16 | None = ...,
         float32_millivolts: _builtins.bytes = ...,
-        wfdb_record: Global___WfdbRecord | None = ...,
+        wfdb: Global___WfdbRecord | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["float32_millivolts", b"float32_millivolts", "packed_int16", b"packed_int16", "samples", b"samples", "wfdb_record", b"wfdb_record"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["float32_millivolts", b"float32_millivolts", "packed_int16", b"packed_int16", "samples", b"samples", "wfdb", b"wfdb"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["float32_millivolts", b"float32_millivolts", "leads", b"leads", "packed_int16", b"packed_int16", "samples", b"samples", "sampling_rate_hz", b"sampling_rate_hz", "wfdb_record", b"wfdb_record"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["float32_millivolts", b"float32_millivolts", "leads", b"leads", "packed_int16", b"packed_int16", "samples", b"samples", "sampling_rate_hz", b"sampling_rate_hz", "wfdb", b"wfdb"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_samples: _TypeAlias = _typing.Literal["packed_int16", "float32_millivolts", "wfdb_record"]  # noqa: Y015
+    _WhichOneofReturnType_samples: _TypeAlias = _typing.Literal["packed_int16", "float32_millivolts", "wfdb"]  # noqa: Y015
     _WhichOneofArgType_samples: _TypeAlias = _typing.Literal["samples", b"samples"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_samples) -> _WhichOneofReturnType_samples | None: ...
 
