@@ -257,13 +257,13 @@ class CorpusStore(Protocol):
         """Return study ids (of a subject: oldest first) and the next page's token. Raises ``SubjectNotFoundError``."""
 
     def embeddings(self, rows: NDArray[np.int64]) -> list[Mapping[str, NDArray[np.float32]]]:
-        """Return the embeddings of rows."""
+        """Return the embeddings of rows; nothing for a row that is not there."""
 
     def rows(self, study_ids: Sequence[str]) -> NDArray[np.int64]:
         """Return the rows of studies. Raises ``StudyNotFoundError``."""
 
     def metadata(self) -> pl.DataFrame:
-        """Return the metadata table (:data:`METADATA_SCHEMA`); an immutable snapshot."""
+        """Return the metadata table (:data:`METADATA_SCHEMA`), ascending by row; an immutable snapshot."""
 
     def search(
         self,
