@@ -111,6 +111,12 @@ class ConfigError(MmecgError):
 class NotReadyError(MmecgError):
     """The service is loading or draining; the same call may succeed later."""
 
+    retry_after_s: float | None = None
+    """Pause in seconds that the server asks for, if it names one."""
+
 
 class OverloadedError(MmecgError):
     """The service's queue is full; the same call may succeed after a pause."""
+
+    retry_after_s: float | None = None
+    """Pause in seconds that the server asks for, if it names one."""
