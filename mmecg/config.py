@@ -217,6 +217,14 @@ def _convert(hint: Any, value: Any, root: Path | None, name: str) -> Any:
     if isinstance(hint, types.UnionType):
         choices = [choice for choice in typing.get_args(hint) if choice is not type(None)]
         return _convert(choices[0], value, root, name)
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"configuration key {name} has type {type(value).__name__}, expected a list")
+        return tuple(_convert(typing.get_args(hint)[0], item, root, name) for item in value)
+    if typing.get_origin(hint) is typing.Literal:
+        if value not in typing.get_args(hint):
+            raise ConfigError(f"configuration key {name} is {value!r}, expected one of {typing.get_args(hint)}")
+        return value
     if hint is Path and isinstance(value, str):
         return (root or Path()) / value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):

@@ -1,1 +1,1 @@
-"""Placeholder docstring: say what this package is."""
+"""The aligned model: three towers (ECG, text, vitals) into one space, and the loss that aligns them."""

@@ -1,0 +1,160 @@
+"""The aligned model: three towers, their projections, and encoding of domain objects on CPU or GPU.
+
+Preprocessing of an ECG, stated once: resample to the tower's rate; recordings longer than 10 s are cut into 10 s
+segments (the last one ends with the recording, so it may overlap the one before), features are averaged over segments;
+shorter recordings are used whole, never padded or stretched. Missing leads are zeros.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from mmecg.ecg import Ecg
+from mmecg.embedding import EMBEDDING_DIM
+from mmecg.modeling.ecg_encoder import EcgEncoder, EcgEncoderConfig
+from mmecg.modeling.text_encoder import TextEncoder
+from mmecg.modeling.vitals_encoder import VitalsEncoder, check_not_empty, vitals_matrix
+from mmecg.vitals import Vitals
+
+SEGMENT_S = 10.0
+BATCH_SIZE = 64
+
+
+@dataclass(frozen=True)
+class DualEncoderConfig:
+    """Shape of the model.
+
+    Attributes
+    ----------
+    ecg : EcgEncoderConfig
+    projection_hidden : int
+        Hidden width of the ECG projection.
+    dropout : float
+        Dropout before both layers of the projection.
+    """
+
+    ecg: EcgEncoderConfig = field(default_factory=EcgEncoderConfig)
+    projection_hidden: int = 512
+    dropout: float = 0.2
+
+
+class DualEncoder(nn.Module):
+    """ECG, text and vitals towers into one unit sphere of 256 dimensions.
+
+    Parameters
+    ----------
+    config : DualEncoderConfig
+    text : TextEncoder
+    fingerprint : str
+        Names the embedding space; empty while training.
+    """
+
+    def __init__(self, config: DualEncoderConfig, text: TextEncoder, *, fingerprint: str = "") -> None:
+        super().__init__()
+        self.config = config
+        self.fingerprint = fingerprint
+        self.ecg = EcgEncoder(config.ecg)
+        self.projection = nn.Sequential(
+            nn.Dropout(config.dropout),
+            nn.Linear(config.ecg.features, config.projection_hidden),
+            nn.GELU(),
+            nn.Dropout(config.dropout),
+            nn.Linear(config.projection_hidden, EMBEDDING_DIM),
+        )
+        self.vitals = VitalsEncoder()
+        self.text = text
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # Radford et al. 2021, arXiv:2103.00020
+
+    @classmethod
+    def random_like(cls, other: DualEncoder, *, seed: int = 0) -> DualEncoder:
+        """Return an untrained model of the same shape: the random-encoder baseline.
+
+        The text tower is shared (it has no random counterpart that reads words); batch norm runs on its initial
+        statistics.
+        """
+        state = torch.random.get_rng_state()
+        torch.manual_seed(seed)
+        model = cls(other.config, other.text, fingerprint=f"random-{seed}")
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm1d):
+                nn.init.ones_(module.weight)  # blocks start as identity for training; a baseline uses them
+        torch.random.set_rng_state(state)
+        return model.eval()
+
+    def project_ecg(self, features: Tensor) -> Tensor:
+        """Map ECG features, shape (batch, features), to float, shape (batch, dim), unit norm."""
+        return nn.functional.normalize(self.projection(features), dim=-1)
+
+    def encode_ecg(self, ecgs: Sequence[Ecg]) -> NDArray[np.float32]:
+        """Return float32, shape (batch, dim), unit norm; any rate, length and lead subset, mixed freely."""
+        features = self.ecg_features(ecgs)
+        with torch.inference_mode():
+            return _to_numpy(self.project_ecg(torch.from_numpy(features).to(self._device)))
+
+    def ecg_features(self, ecgs: Sequence[Ecg]) -> NDArray[np.float32]:
+        """Return float32, shape (batch, features): the raw output of the ECG tower, averaged over segments."""
+        rate = self.config.ecg.sampling_rate_hz
+        by_length: dict[int, list[tuple[int, NDArray[np.float32]]]] = defaultdict(list)
+        counts = np.zeros(len(ecgs), np.int64)
+        for row, ecg in enumerate(ecgs):
+            for segment in _segments(ecg.resample(rate).signal, round(SEGMENT_S * rate)):
+                by_length[segment.shape[1]].append((row, segment))
+                counts[row] += 1
+        total = np.zeros((len(ecgs), self.config.ecg.features), np.float32)
+        for pairs in by_length.values():
+            for start in range(0, len(pairs), BATCH_SIZE):
+                chunk = pairs[start : start + BATCH_SIZE]
+                features = self.features_of_array(np.stack([segment for _, segment in chunk]))
+                np.add.at(total, [row for row, _ in chunk], features)
+        return total / counts[:, None].astype(np.float32)
+
+    def features_of_array(self, signals: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return ECG features of equally long signals that are already at the tower's rate.
+
+        Parameters
+        ----------
+        signals : float32, shape (batch, leads=12, samples), mV
+
+        Returns
+        -------
+        float32, shape (batch, features)
+        """
+        with torch.inference_mode():
+            return _to_numpy(self.ecg(torch.from_numpy(signals).to(self._device)))
+
+    def encode_text(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Return float32, shape (batch, dim), unit norm; long texts in chunks. Raises ``ReportError`` if empty."""
+        with torch.inference_mode():
+            return _to_numpy(self.text(texts))
+
+    def encode_vitals(self, vitals: Sequence[Vitals]) -> NDArray[np.float32]:
+        """Return float32, shape (batch, dim), unit norm. Raises ``VitalsError`` if one is empty."""
+        check_not_empty(vitals)
+        with torch.inference_mode():
+            return _to_numpy(self.vitals(vitals_matrix(vitals).to(self._device)))
+
+    @property
+    def _device(self) -> torch.device:
+        return self.logit_scale.device
+
+
+def _segments(signal: NDArray[np.float32], samples: int) -> list[NDArray[np.float32]]:
+    """Cut shape (leads, samples) into segments; the last one ends with the recording."""
+    length = signal.shape[1]
+    if length <= samples:
+        return [signal]
+    starts = [*range(0, length - samples, samples), length - samples]
+    return [signal[:, start : start + samples] for start in starts]
+
+
+def _to_numpy(tensor: Tensor) -> NDArray[np.float32]:
+    array: NDArray[np.float32] = tensor.float().cpu().numpy()
+    return array
