@@ -1,0 +1,367 @@
+"""PTB-XL folders (1.0.1 to 1.0.3, 100 or 500 Hz): table, labels, signals, studies.
+
+Policies, stated once:
+
+* **Age** 300 stands for "above 89" and is read as 90, with the attribute ``age_note = "above 89"``.
+* **Sex** 0 is male and 1 is female. **Height and weight** outside the plausible range of
+  :data:`mmecg.vitals.VITAL_DEFINITIONS` are read as missing and named in the attribute ``implausible``.
+* **Labels** keep their likelihood 0..100, where 0 means *unknown*, not absent. As in the published benchmarks, a
+  statement counts as positive if it is listed, whatever its likelihood (:func:`label_matrix`).
+* **Reports** are cleaned by :func:`mmecg.report.clean_ptb_xl`; the raw text stays beside the clean one.
+
+Source: Wagner et al., Scientific Data 7:154 (2020); benchmark: Strodthoff et al., IEEE JBHI 25(5) (2021).
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from mmecg.datasets.bulk import BulkRead, BulkReport
+from mmecg.datasets.wfdb import read_wfdb
+from mmecg.ecg import LEADS, Ecg, fit_length
+from mmecg.errors import InvalidInputError, SignalError
+from mmecg.report import Report
+from mmecg.study import Study
+from mmecg.vitals import VITAL_DEFINITIONS, Vitals
+
+SUPERCLASSES: tuple[str, ...] = ("NORM", "MI", "STTC", "CD", "HYP")
+"""Diagnostic superclasses: normal, myocardial infarction, ST/T change, conduction disturbance, hypertrophy."""
+
+DURATION_S = 10
+NOISE_COLUMNS: tuple[str, ...] = ("baseline_drift", "static_noise", "burst_noise", "electrodes_problems")
+MASKED_AGE = 300
+MASKED_AGE_YEARS = 90.0
+
+_ATTRIBUTES = (
+    *NOISE_COLUMNS,
+    "extra_beats",
+    "pacemaker",
+    "heart_axis",
+    "infarction_stadium1",
+    "infarction_stadium2",
+    "strat_fold",
+    "validated_by_human",
+    "age_note",
+    "implausible",
+)
+_REQUIRED = ("ecg_id", "patient_id", "scp_codes", "report", "strat_fold", "filename_lr")
+_OPTIONAL = (
+    "age", "sex", "height", "weight", "site", "device", "recording_date", "heart_axis", "infarction_stadium1",
+    "infarction_stadium2", "validated_by_human", *NOISE_COLUMNS, "extra_beats", "pacemaker", "filename_hr",
+)  # fmt: skip
+_LABEL = pl.Struct({"label": pl.String(), "likelihood": pl.Float64()})
+
+
+def read_ptb_xl_table(folder: str | Path) -> pl.DataFrame:
+    """Read ``ptbxl_database.csv`` without touching a signal.
+
+    Returns
+    -------
+    polars.DataFrame
+        One row a record, in the order of the file: ``study_id, subject_id, acquired_at, age_years, age_note, sex,
+        height_cm, weight_kg, implausible, site, device, report_raw, report_text, labels`` (list of ``label,
+        likelihood``), ``strat_fold, validated_by_human, filename_lr, filename_hr``, the noise columns (cleaned of
+        stray commas), ``extra_beats, pacemaker, heart_axis, infarction_stadium1, infarction_stadium2``.
+
+    Raises
+    ------
+    InvalidInputError
+        The file is missing or not in this layout.
+    """
+    raw = _read_csv(Path(folder) / "ptbxl_database.csv", _REQUIRED)
+    raw = raw.with_columns(pl.lit(None, pl.String).alias(name) for name in _OPTIONAL if name not in raw.columns)
+    reports = [Report.from_ptb_xl(text or "") for text in raw["report"]]
+    age = pl.col("age").cast(pl.Float64)
+    measured = {"height_cm": pl.col("height").cast(pl.Float64), "weight_kg": pl.col("weight").cast(pl.Float64)}
+    masked = age >= MASKED_AGE
+    return raw.with_columns(
+        pl.Series("report_raw", [report.raw for report in reports], pl.String),
+        pl.Series("report_text", [report.text for report in reports], pl.String),
+        pl.Series("labels", [_parse_labels(text) for text in raw["scp_codes"]], pl.List(_LABEL)),
+    ).select(
+        pl.col("ecg_id").alias("study_id"),
+        pl.col("patient_id").cast(pl.Float64).cast(pl.Int64).cast(pl.String).alias("subject_id"),
+        pl.col("recording_date").str.to_datetime("%Y-%m-%d %H:%M:%S", time_unit="us").alias("acquired_at"),
+        pl.when(masked).then(MASKED_AGE_YEARS).otherwise(age).alias("age_years"),
+        pl.when(masked).then(pl.lit("above 89")).alias("age_note"),
+        _sex().alias("sex"),
+        *(pl.when(_plausible(name, value)).then(value).alias(name) for name, value in measured.items()),
+        pl.concat_str(
+            [pl.when(~_plausible(name, value)).then(pl.lit(name)) for name, value in measured.items()],
+            separator=",",
+            ignore_nulls=True,
+        )
+        .replace("", None)
+        .alias("implausible"),
+        pl.col("site").cast(pl.Float64).cast(pl.Int64).cast(pl.String).alias("site"),
+        pl.col("device").str.replace_all(r"\s+", " ").str.strip_chars().alias("device"),
+        "report_raw",
+        "report_text",
+        "labels",
+        pl.col("strat_fold").cast(pl.Int64),
+        (pl.col("validated_by_human").str.to_lowercase() == "true").alias("validated_by_human"),
+        "filename_lr",
+        "filename_hr",
+        *(pl.col(name).str.strip_chars(" ,").replace("", None).alias(name) for name in NOISE_COLUMNS),
+        *(pl.col(name).str.strip_chars().alias(name) for name in ("extra_beats", "pacemaker", "heart_axis")),
+        "infarction_stadium1",
+        "infarction_stadium2",
+    )
+
+
+def read_scp_statements(folder: str | Path) -> pl.DataFrame:
+    """Read ``scp_statements.csv``.
+
+    Returns
+    -------
+    polars.DataFrame
+        One row a statement: ``label, description, diagnostic, form, rhythm`` (booleans), ``superclass, subclass``
+        (null unless diagnostic).
+
+    Raises
+    ------
+    InvalidInputError
+        The file is missing or not in this layout.
+    """
+    raw = _read_csv(Path(folder) / "scp_statements.csv", ("description", "diagnostic", "form", "rhythm"))
+    return raw.select(
+        pl.col(raw.columns[0]).alias("label"),
+        "description",
+        *(
+            (pl.col(name).cast(pl.Float64) == 1).fill_null(False).alias(name)
+            for name in ("diagnostic", "form", "rhythm")
+        ),
+        pl.col("diagnostic_class").alias("superclass"),
+        pl.col("diagnostic_subclass").alias("subclass"),
+    )
+
+
+def label_matrix(table: pl.DataFrame, labels: Sequence[str]) -> NDArray[np.bool_]:
+    """Return which record lists which label, whatever its likelihood: bool, shape (records, labels)."""
+    column = {label: index for index, label in enumerate(labels)}
+    matrix = np.zeros((table.height, len(labels)), np.bool_)
+    for row, listed in enumerate(table["labels"].to_list()):
+        for entry in listed:
+            if entry["label"] in column:
+                matrix[row, column[entry["label"]]] = True
+    return matrix
+
+
+def superclass_matrix(table: pl.DataFrame, statements: pl.DataFrame) -> NDArray[np.bool_]:
+    """Return which record lists a statement of which superclass: bool, shape (records, labels=5).
+
+    Columns are in the order of :data:`SUPERCLASSES`. A record that lists no diagnostic statement has none; the
+    published superclass benchmark leaves such records out.
+    """
+    diagnostic = statements.filter(pl.col("superclass").is_not_null())
+    listed = label_matrix(table, diagnostic["label"].to_list())
+    classes = diagnostic["superclass"].to_numpy()
+    return np.stack([listed[:, classes == name].any(axis=1) for name in SUPERCLASSES], axis=1)
+
+
+@dataclass(frozen=True)
+class PtbXlSignals:
+    """Signals of many records.
+
+    Attributes
+    ----------
+    signals : int16, shape (records, leads=12, samples), µV
+        Exactly the stored values: PTB-XL's grid is 1 µV. Divide by 1000 for mV.
+    table : polars.DataFrame
+        The rows of the records that were read, in the order of ``signals``.
+    report : BulkReport
+        What was skipped, and why.
+    """
+
+    signals: NDArray[np.int16]
+    table: pl.DataFrame
+    report: BulkReport
+
+
+def read_ptb_xl_signals(
+    folder: str | Path,
+    table: pl.DataFrame,
+    *,
+    sampling_rate_hz: int = 100,
+    processes: int | None = None,
+    quiet: bool = True,
+) -> PtbXlSignals:
+    """Read the signals of a table's records into one array.
+
+    Parameters
+    ----------
+    folder : str or Path
+    table : polars.DataFrame
+        All or some rows of :func:`read_ptb_xl_table`.
+    sampling_rate_hz : {100, 500}
+    processes, quiet
+        See :class:`mmecg.datasets.bulk.BulkRead`.
+    """
+    items = list(enumerate(table[_file_column(sampling_rate_hz)].to_list()))
+    read = partial(_read_microvolt, Path(folder), sampling_rate_hz)
+    bulk = BulkRead(read, items, name=_file_of, processes=processes, quiet=quiet)
+    signals = np.empty((len(items), len(LEADS), DURATION_S * sampling_rate_hz), np.int16)
+    kept: list[int] = []
+    for (row, _), signal in bulk:
+        signals[len(kept)] = signal
+        kept.append(row)
+    return PtbXlSignals(signals[: len(kept)], table[kept], bulk.report)
+
+
+def read_ptb_xl(
+    folder: str | Path,
+    *,
+    sampling_rate_hz: int = 100,
+    folds: Collection[int] | None = None,
+    processes: int | None = None,
+    quiet: bool = True,
+) -> PtbXlStudies:
+    """Read the studies of a folder, one by one.
+
+    Parameters
+    ----------
+    folder : str or Path
+    sampling_rate_hz : {100, 500}
+    folds : collection of int, optional
+        Values of ``strat_fold`` to keep; default all.
+    processes, quiet
+        See :class:`mmecg.datasets.bulk.BulkRead`.
+
+    Returns
+    -------
+    PtbXlStudies
+        Iterate over it; records that cannot be read are skipped, and listed in its ``report`` afterwards.
+    """
+    table = read_ptb_xl_table(folder)
+    if folds is not None:
+        table = table.filter(pl.col("strat_fold").is_in(sorted(folds)))
+    return PtbXlStudies(folder, table, sampling_rate_hz=sampling_rate_hz, processes=processes, quiet=quiet)
+
+
+class PtbXlStudies:
+    """The studies of a table's records, read while you iterate. See :func:`read_ptb_xl`."""
+
+    def __init__(
+        self,
+        folder: str | Path,
+        table: pl.DataFrame,
+        *,
+        sampling_rate_hz: int = 100,
+        processes: int | None = None,
+        quiet: bool = True,
+    ) -> None:
+        self.table = table
+        items = list(enumerate(table[_file_column(sampling_rate_hz)].to_list()))
+        read = partial(_read_file, Path(folder))
+        self._bulk = BulkRead(read, items, name=_file_of, processes=processes, quiet=quiet)
+
+    def __len__(self) -> int:
+        return self.table.height
+
+    def __iter__(self) -> Iterator[Study]:
+        for (row, _), ecg in self._bulk:
+            yield study_of_row(self.table.row(row, named=True), ecg)
+
+    @property
+    def report(self) -> BulkReport:
+        """What was skipped so far, and why."""
+        return self._bulk.report
+
+
+def study_of_row(row: Mapping[str, Any], ecg: Ecg | None = None) -> Study:
+    """Build a study from one row of :func:`read_ptb_xl_table` and its signal."""
+    return Study(
+        study_id=row["study_id"],
+        subject_id=row["subject_id"],
+        acquired_at=row["acquired_at"],
+        ecg=ecg,
+        report=Report(row["report_raw"], row["report_text"]) if row["report_raw"] else None,
+        vitals=Vitals(
+            age_years=row["age_years"], sex=row["sex"], height_cm=row["height_cm"], weight_kg=row["weight_kg"]
+        ),
+        labels={entry["label"]: entry["likelihood"] for entry in row["labels"]},
+        site=row["site"],
+        device=row["device"],
+        attributes={name: str(row[name]) for name in _ATTRIBUTES if row[name] is not None},
+    )
+
+
+def _read_file(folder: Path, item: tuple[int, str]) -> Ecg:
+    return read_wfdb(_inside(folder, item[1]))
+
+
+def _read_microvolt(folder: Path, sampling_rate_hz: int, item: tuple[int, str]) -> NDArray[np.int16]:
+    ecg = _read_file(folder, item).resample(sampling_rate_hz)
+    missing = [lead for lead, present in zip(LEADS, ecg.lead_mask, strict=True) if not present]
+    if missing:
+        raise SignalError(f"record lacks {', '.join(missing)}, expected 12 leads", field="ecg.leads")
+    microvolt = np.rint(fit_length(ecg.signal, DURATION_S * sampling_rate_hz) * 1000)
+    if np.abs(microvolt).max() > np.iinfo(np.int16).max:
+        raise SignalError("record exceeds 32.767 mV, expected a surface ECG", field="ecg.signal")
+    return microvolt.astype(np.int16)
+
+
+def _inside(folder: Path, name: str) -> Path:
+    path = folder / name
+    if ".." in Path(name).parts or not path.is_relative_to(folder):
+        raise SignalError("record lies outside the folder of its table", field="ecg.wfdb.header")
+    return path
+
+
+def _file_of(item: tuple[int, str]) -> str:
+    return item[1]
+
+
+def _file_column(sampling_rate_hz: int) -> str:
+    try:
+        return {100: "filename_lr", 500: "filename_hr"}[sampling_rate_hz]
+    except KeyError:
+        raise InvalidInputError(
+            f"sampling rate is {sampling_rate_hz} Hz, expected 100 or 500 (PTB-XL has these two); resample afterwards",
+            field="sampling_rate_hz",
+        ) from None
+
+
+def _read_csv(path: Path, required: Collection[str]) -> pl.DataFrame:
+    try:
+        table = pl.read_csv(path, infer_schema=False)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise InvalidInputError(
+            f"{path.name} cannot be read ({type(error).__name__}), expected a PTB-XL folder; give its path",
+            field="data",
+        ) from None
+    missing = [name for name in required if name not in table.columns]
+    if missing:
+        raise InvalidInputError(
+            f"{path.name} has no column {', '.join(missing)}, expected the PTB-XL layout", field="data"
+        )
+    return table
+
+
+def _parse_labels(text: str | None) -> list[dict[str, Any]]:
+    try:
+        codes = ast.literal_eval(text or "{}")
+        return [{"label": str(label), "likelihood": float(likelihood)} for label, likelihood in codes.items()]
+    except (ValueError, SyntaxError, TypeError, AttributeError):
+        raise InvalidInputError(
+            "scp_codes is not a mapping of statement to likelihood, expected the PTB-XL layout", field="data"
+        ) from None
+
+
+def _sex() -> pl.Expr:
+    sex = pl.col("sex").cast(pl.Float64)
+    return pl.when(sex == 0).then(pl.lit("male")).when(sex == 1).then(pl.lit("female"))
+
+
+def _plausible(name: str, value: pl.Expr) -> pl.Expr:
+    vital = next(definition for definition in VITAL_DEFINITIONS if definition.name == name)
+    return value.is_between(vital.low, vital.high)
