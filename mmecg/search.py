@@ -317,17 +317,17 @@ def check_vectors(vectors: NDArray[np.float32], dim: int, *, field: str = "embed
     return matrix
 
 
-def check_rows(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+def check_rows(rows: NDArray[np.int64], count: int | None = None) -> NDArray[np.int64]:
     """Return rows as ascending int64 without repeats.
 
     Raises
     ------
     QueryError
-        A row is negative, or the shape is not ``(n,)``.
+        A row is negative, the shape is not ``(n,)``, or n is not ``count``.
     """
     checked = np.asarray(rows, np.int64)
-    if checked.ndim != 1 or (checked.size and checked.min() < 0):
-        raise QueryError("rows are negative or not one-dimensional, expected shape (n,)", field="rows")
+    if checked.ndim != 1 or (checked.size and checked.min() < 0) or count not in (None, len(checked)):
+        raise QueryError(f"rows of shape {checked.shape} are negative, or not one a vector", field="rows")
     return checked if (np.diff(checked) > 0).all() else np.unique(checked)
 
 
@@ -355,8 +355,7 @@ class ExactIndex:
     def upsert(self, rows: NDArray[np.int64], embeddings: NDArray[np.float32]) -> None:
         """Add vectors, replacing those whose row is there; of a repeated row the last counts."""
         vectors = check_vectors(embeddings, self.dim)
-        if np.shape(rows) != (len(vectors),) or (len(vectors) and np.min(rows) < 0):
-            raise QueryError(f"rows have shape {np.shape(rows)} or are negative, expected ({len(vectors)},)")
+        check_rows(rows, len(vectors))
         with self._lock:
             stored = dict(zip(self._state[0].tolist(), self._state[1], strict=True))
             stored.update(zip(np.asarray(rows).tolist(), vectors, strict=True))

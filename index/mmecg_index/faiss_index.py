@@ -1,0 +1,219 @@
+"""`FaissIndex`: one large segment that never changes, one small exact tail, and marks on what is gone.
+
+FAISS indexes of the fast kinds cannot remove, and must not be searched while they are added to. So nothing is ever
+changed in place: a write makes a new state (blocks are shared, marks copied) and swaps one pointer; a search works on
+the state it found. :meth:`FaissIndex.compact` folds the tail into a new segment while searches and writes go on.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmecg.search import IndexResult, SearchPlan, check_rows, check_top_k, check_vectors
+from mmecg_index.ann import TARGET_RECALL, build_ann, choose_factory, new_index
+from mmecg_index.block import Block
+
+_MIN_TAIL = 50_000
+_MAX_DEAD_TAIL = 512
+
+
+@dataclass(frozen=True)
+class State:
+    """What one search sees: the segment with its approximate index (empty in a small index), and the exact tail."""
+
+    segment: Block
+    tail: Block
+
+    @property
+    def blocks(self) -> tuple[Block, Block]:
+        """Both."""
+        return self.segment, self.tail
+
+    def __len__(self) -> int:
+        return self.segment.count + self.tail.count
+
+
+def empty_block(dim: int) -> Block:
+    """Return a block without vectors."""
+    return Block(np.empty(0, np.int64), np.empty((0, dim), np.float32), np.empty(0, np.bool_))
+
+
+class FaissIndex:
+    """A :class:`~mmecg.search.VectorIndex` on FAISS: exact while small, HNSW or IVF beyond.
+
+    Parameters
+    ----------
+    dim : int
+    fingerprint : str
+        Fingerprint of the bundle whose embeddings it holds.
+    factory : str, optional
+        FAISS factory string (``"Flat"``, ``"HNSW32"``, ``"IVF4096,SQ8"``, …) instead of the choice by size.
+    target_recall : float
+        Recall@10 that a build tunes the search effort for.
+    """
+
+    def __init__(
+        self, dim: int, fingerprint: str, *, factory: str | None = None, target_recall: float = TARGET_RECALL
+    ) -> None:
+        if factory not in (None, "Flat"):
+            new_index(dim, factory)
+        self.dim = dim
+        self.fingerprint = fingerprint
+        self.factory = factory
+        self.target_recall = target_recall
+        self._write_lock = threading.Lock()
+        self._compact_lock = threading.Lock()
+        self._compacting = False
+        self._state = State(empty_block(dim), empty_block(dim))
+        # The tail's blocks are views of these buffers; writes go behind the end of every view.
+        self._buffers = (self._state.tail.rows, self._state.tail.matrix)
+
+    def __len__(self) -> int:
+        return len(self._state)
+
+    @property
+    def state(self) -> State:
+        """The current state; it never changes."""
+        return self._state
+
+    def upsert(self, rows: NDArray[np.int64], embeddings: NDArray[np.float32]) -> None:
+        """Add vectors, replacing those whose row is there; of a repeated row the last counts."""
+        vectors = check_vectors(embeddings, self.dim)
+        check_rows(rows, len(vectors))
+        # np.unique finds first occurrences; reversed, those are the last.
+        unique, last = np.unique(np.asarray(rows, np.int64)[::-1], return_index=True)
+        with self._write_lock:
+            self._append(self._without(unique)[0], unique, vectors[len(vectors) - 1 - last])
+
+    def remove(self, rows: NDArray[np.int64]) -> int:
+        """Remove rows; return how many were there."""
+        with self._write_lock:
+            state, removed = self._without(check_rows(rows))
+            self._state = state
+            self._tidy_tail()
+            return removed
+
+    def search(self, queries: NDArray[np.float32], top_k: int, *, rows: NDArray[np.int64] | None = None) -> IndexResult:
+        """Return the best ``top_k`` of all rows, or of ``rows`` only; always ``top_k`` when that many pass.
+
+        The plan's engine is ``"exact"``, ``"exact_rows"``, or the factory string of the approximate index.
+        """
+        state = self._state
+        vectors = check_vectors(queries, self.dim)
+        check_top_k(top_k)
+        wanted = None if rows is None else check_rows(rows)
+        parts: list[tuple[NDArray[np.float32], NDArray[np.int64]]] = []
+        exact, passing = True, 0
+        for block in state.blocks:
+            positions = None if wanted is None else block.positions(wanted)
+            count = block.count if positions is None else len(positions)
+            if not count:
+                continue
+            (scores, found), block_exact = block.search(vectors, top_k, positions)
+            parts.append((scores, np.where(found >= 0, block.rows[found], -1)))
+            exact, passing = exact and block_exact, passing + count
+        engine = "exact" if wanted is None else "exact_rows"
+        if not exact and state.segment.ann is not None:
+            engine = state.segment.ann.factory
+        merged_scores, merged_rows = _merge(parts, len(vectors), top_k)
+        return IndexResult(merged_rows, merged_scores, SearchPlan(engine, exact, len(state), passing))
+
+    @property
+    def needs_compaction(self) -> bool:
+        """True if the tail or the removed part has grown so much that :meth:`compact` pays."""
+        segment, tail = self._state.blocks
+        factory = self.factory or choose_factory(len(self._state))
+        if factory == "Flat" and segment.ann is None:
+            return False
+        return tail.count > max(_MIN_TAIL, len(segment) // 4) or len(segment) - segment.count > len(segment) // 4
+
+    def compact(self, *, cancel: threading.Event | None = None) -> None:
+        """Fold everything into a new segment (or, if small, into the tail); searches and writes go on meanwhile.
+
+        Parameters
+        ----------
+        cancel : threading.Event, optional
+            When set, a build under way raises ``BuildCancelledError`` and nothing has changed.
+        """
+        with self._compact_lock:
+            with self._write_lock:
+                old = self._state
+                self._compacting = True
+            try:
+                self._swap(old, self._build(old, cancel))
+            finally:
+                self._compacting = False
+
+    def _build(self, old: State, cancel: threading.Event | None) -> Block:
+        living = [block.living for block in old.blocks]
+        rows = np.concatenate([found for found, _ in living])
+        order = np.argsort(rows, kind="stable")
+        matrix = np.concatenate([block.matrix[at] for block, (_, at) in zip(old.blocks, living, strict=True)])[order]
+        factory = self.factory or choose_factory(len(rows))
+        ann = None
+        if factory != "Flat" and len(rows):
+            ann = build_ann(matrix, factory, target_recall=self.target_recall, cancel=cancel)
+            matrix = ann.matrix
+        return Block(rows[order], matrix, np.ones(len(rows), np.bool_), ann)
+
+    def _swap(self, old: State, built: Block) -> None:
+        """Put a built block in place, with what was written since ``old``."""
+        with self._write_lock:
+            now, kept = self._state, len(old.tail)
+            # What was alive then and is not at the same place now was removed or replaced meanwhile.
+            rows_then = np.concatenate([block.rows[block.alive] for block in old.blocks])
+            still = np.concatenate([now.segment.alive[old.segment.alive], now.tail.alive[:kept][old.tail.alive]])
+            built = built.without(built.positions(np.sort(rows_then[~still])))
+            since = np.flatnonzero(now.tail.alive[kept:]) + kept
+            rows, matrix = now.tail.rows[since], now.tail.matrix[since]
+            self._buffers = (np.empty(0, np.int64), np.empty((0, self.dim), np.float32))
+            if built.ann is None:
+                self._buffers = (built.rows, built.matrix)
+                self._append(State(empty_block(self.dim), built), rows, matrix)
+            else:
+                self._append(State(built, empty_block(self.dim)), rows, matrix)
+
+    def _without(self, rows: NDArray[np.int64]) -> tuple[State, int]:
+        """Return the state without some rows, and how many of them were there."""
+        gone = [block.positions(rows) for block in self._state.blocks]
+        blocks = [block.without(positions) for block, positions in zip(self._state.blocks, gone, strict=True)]
+        return State(*blocks), sum(map(len, gone))
+
+    def _append(self, state: State, rows: NDArray[np.int64], vectors: NDArray[np.float32]) -> None:
+        start, end = len(state.tail), len(state.tail) + len(rows)
+        if end > len(self._buffers[0]):
+            capacity = max(end, 2 * start, 1024)
+            grown = (np.empty(capacity, np.int64), np.empty((capacity, self.dim), np.float32))
+            grown[0][:start], grown[1][:start] = state.tail.rows, state.tail.matrix
+            self._buffers = grown
+        self._buffers[0][start:end], self._buffers[1][start:end] = rows, vectors
+        alive = np.concatenate([state.tail.alive, np.ones(len(rows), np.bool_)])
+        self._state = State(state.segment, Block(self._buffers[0][:end], self._buffers[1][:end], alive))
+        self._tidy_tail()
+
+    def _tidy_tail(self) -> None:
+        """Copy the tail without its dead when they would slow the scan."""
+        tail = self._state.tail
+        if self._compacting or len(tail) - tail.count <= _MAX_DEAD_TAIL:
+            return
+        rows, positions = tail.living
+        self._buffers = (rows.copy(), tail.matrix[positions])
+        self._state = State(self._state.segment, Block(*self._buffers, np.ones(len(rows), np.bool_)))
+
+
+def _merge(
+    parts: list[tuple[NDArray[np.float32], NDArray[np.int64]]], queries: int, k: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return the best ``k`` of several rankings."""
+    if not parts:
+        return np.full((queries, k), -np.inf, np.float32), np.full((queries, k), -1, np.int64)
+    if len(parts) == 1:
+        return parts[0]
+    scores = np.concatenate([part[0] for part in parts], axis=1)
+    rows = np.concatenate([part[1] for part in parts], axis=1)
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(scores, best, axis=1), np.take_along_axis(rows, best, axis=1)
