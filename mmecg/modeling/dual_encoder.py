@@ -114,7 +114,8 @@ class DualEncoder(nn.Module):
                 chunk = pairs[start : start + BATCH_SIZE]
                 features = self.features_of_array(np.stack([segment for _, segment in chunk]))
                 np.add.at(total, [row for row, _ in chunk], features)
-        return total / counts[:, None].astype(np.float32)
+        total /= counts[:, None].astype(np.float32)
+        return total
 
     def features_of_array(self, signals: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return ECG features of equally long signals that are already at the tower's rate.

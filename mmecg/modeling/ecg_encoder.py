@@ -28,7 +28,7 @@ class EcgEncoderConfig:
     window_s : float
         Window of the max pooling.
     stem_width, stem_kernel : int
-        Output leads... of the first convolution (stride 2) and its kernel.
+        Number of maps of the first convolution (stride 2), and its kernel.
     widths, kernels, strides : tuple of int
         One entry a residual block.
     stochastic_depth : float
@@ -61,7 +61,8 @@ class SqueezeExcite(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (batch, width, samples) to the same shape."""
-        return x * self.gate(x.mean(-1)).unsqueeze(-1)
+        gate: Tensor = self.gate(x.mean(-1))  # (batch, width)
+        return x * gate.unsqueeze(-1)
 
 
 class ResidualBlock(nn.Module):

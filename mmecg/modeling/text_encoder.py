@@ -15,7 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -27,6 +27,8 @@ from mmecg.errors import ReportError
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+    from tokenizers import Tokenizer
 
 CHUNK_TOKENS = 128
 """Texts longer than this many tokens are embedded in chunks, whose embeddings are averaged and normalised again."""
@@ -77,7 +79,11 @@ def build_text_encoder(
     from tokenizers.models import WordPiece
 
     tokenizer = Tokenizer(
-        WordPiece({token: row for row, token in enumerate(vocabulary)}, unk_token="[UNK]", max_input_chars_per_word=60)
+        WordPiece(
+            {token: row for row, token in enumerate(vocabulary)},
+            unk_token="[UNK]",  # noqa: S106 (not a password)
+            max_input_chars_per_word=60,
+        )
     )
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -95,7 +101,9 @@ def build_text_encoder(
     )
 
 
-def distil_embeddings(vocabulary: Sequence[str], base_model: Path, *, width: int = 256) -> NDArray[np.float32]:
+def distil_embeddings(
+    vocabulary: Sequence[str], base_model: Path, *, width: int = 256, quiet: bool = True
+) -> NDArray[np.float32]:
     """Return initial token embeddings: a base model's sentence embedding of each token, reduced by PCA.
 
     Parameters
@@ -105,6 +113,8 @@ def distil_embeddings(vocabulary: Sequence[str], base_model: Path, *, width: int
         A sentence-transformers directory (all-MiniLM-L6-v2).
     width : int
         Components kept. They are scaled to a standard deviation of 0.1.
+    quiet : bool
+        No progress bar.
 
     Returns
     -------
@@ -114,7 +124,7 @@ def distil_embeddings(vocabulary: Sequence[str], base_model: Path, *, width: int
 
     model = SentenceTransformer(str(base_model), device="cpu", local_files_only=True)
     words = [token.removeprefix("##") for token in vocabulary]
-    vectors = model.encode(words, batch_size=256, show_progress_bar=True)
+    vectors = model.encode(words, batch_size=256, show_progress_bar=not quiet)
     centred = vectors - vectors.mean(0)
     _, basis = np.linalg.eigh(centred.T @ centred)
     reduced = centred @ basis[:, ::-1][:, :width]
@@ -134,6 +144,10 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.model = model
 
+    @property
+    def _static(self) -> StaticEmbedding:
+        return cast("StaticEmbedding", self.model[0])
+
     @classmethod
     def load(cls, path: Path) -> TextEncoder:
         """Load a directory that :meth:`save` wrote."""
@@ -147,7 +161,7 @@ class TextEncoder(nn.Module):
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Return token ids of each text; never truncated."""
-        tokenizer = self.model[0].tokenizer
+        tokenizer: Tokenizer = self._static.tokenizer
         return [encoding.ids for encoding in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
 
     def embed_tokens(self, tokens: Sequence[Sequence[int]]) -> Tensor:
@@ -158,7 +172,7 @@ class TextEncoder(nn.Module):
         tokens : sequence of sequences of int
             From :meth:`tokenize`, each with at least one token.
         """
-        device = self.model[0].embedding.weight.device
+        device = self._static.embedding.weight.device
         lengths = np.array([0, *map(len, tokens[:-1])])
         features = {
             "input_ids": torch.tensor(np.concatenate([np.asarray(ids) for ids in tokens]), device=device),

@@ -23,8 +23,8 @@ CENTRE_AND_SPREAD: dict[str, tuple[float, float]] = {
     "spo2_percent": (97, 3),
     "temperature_c": (36.8, 0.6),
 }
-"""Mean and standard deviation for scaling: age, height and weight from PTB-XL folds 1-8, the others from the MIMIC-IV-ED
-demo triage table; rounded, and part of the model (changing one changes the embedding space)."""
+"""Mean and standard deviation for scaling, rounded: age, height and weight of PTB-XL folds 1-8, the others of the
+MIMIC-IV-ED demo triage table. They are part of the model: changing one changes the embedding space."""
 
 _SEX_COLUMN = len(VITAL_DEFINITIONS)
 _INPUTS = 2 * (len(VITAL_DEFINITIONS) + 1)

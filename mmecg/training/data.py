@@ -1,8 +1,8 @@
-"""Training data in memory: signals, report tokens, label matrix, label prompts, vitals; and the batches drawn from them."""
+"""Training data in memory (signals, reports, labels, prompts, vitals), and the batches drawn from them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,8 @@ from mmecg.evaluation.prompts import PromptBank, load_prompts
 from mmecg.modeling.vitals_encoder import vitals_matrix
 from mmecg.training.augment import augment, random_crops, random_lead_masks
 from mmecg.training.config import TrainingConfig
+
+Tokenize = Callable[[Sequence[str]], list[list[int]]]
 
 MIN_WORD_REPORTS = 30
 """A word or word pair is predicted from the ECG if at least so many training reports hold it."""
@@ -152,10 +154,8 @@ class BatchSampler:
     """
 
     def __init__(
-        self, data: TrainingData, config: TrainingConfig, tokenize: object, *, rank: int = 0, world_size: int = 1
+        self, data: TrainingData, config: TrainingConfig, tokenize: Tokenize, *, rank: int = 0, world_size: int = 1
     ) -> None:
-        if not callable(tokenize):
-            raise TypeError("tokenize is not callable")
         self.data, self.config = data, config
         self._rank, self._world = rank, world_size
         self._report_tokens: list[list[int]] = tokenize([text or "[UNK]" for text in data.reports])

@@ -36,7 +36,7 @@ def gather(tensor: Tensor) -> Tensor:
     if not (distributed.is_available() and distributed.is_initialized()):
         return tensor
     if tensor.requires_grad:
-        return torch.cat(all_gather(tensor.contiguous()))
+        return torch.cat(all_gather(tensor.contiguous()))  # type: ignore[no-untyped-call]
     parts = [torch.empty_like(tensor) for _ in range(distributed.get_world_size())]
     distributed.all_gather(parts, tensor.contiguous())
     return torch.cat(parts)
