@@ -129,6 +129,9 @@ def scan(
 ) -> Found:
     """Return the ``k`` largest inner products of each query with the rows of a matrix, or with some of them.
 
+    Equal scores stand in the order of their positions, also at the cut, so that a longer ranking begins with the
+    shorter one. (Equal scores are common: many reports are the same sentence.)
+
     Parameters
     ----------
     matrix : float32, shape (n, dim)
@@ -137,12 +140,26 @@ def scan(
     positions : int64, shape (passing,), optional
         Only these positions of the matrix.
     """
+    # FAISS keeps arbitrary ones of those that tie at the cut: one more shows whether there is a tie.
+    scores, found = _kernel(matrix, queries, k + 1, positions)
+    order = np.lexsort((found, -scores), axis=1)
+    scores, found = np.take_along_axis(scores, order, axis=1), np.take_along_axis(found, order, axis=1)
+    tied = np.flatnonzero((scores[:, k - 1] == scores[:, k]) & (found[:, k] >= 0))
+    scores, found = scores[:, :k], found[:, :k]
+    if len(tied) and k < _MAX_FETCH:
+        longer = scan(matrix, np.ascontiguousarray(queries[tied]), 4 * k, positions)
+        scores[tied], found[tied] = longer[0][:, :k], longer[1][:, :k]
+    return scores, found
+
+
+def _kernel(
+    matrix: NDArray[np.float32], queries: NDArray[np.float32], k: int, positions: NDArray[np.int64] | None
+) -> Found:
     scores = np.empty((len(queries), k), np.float32)
     found = np.empty((len(queries), k), np.int64)
-    pointers = [faiss.swig_ptr(array) for array in (queries, matrix, scores, found)]
+    q, m, s, f = (faiss.swig_ptr(array) for array in (queries, matrix, scores, found))
     selector = None if positions is None else faiss.IDSelectorArray(positions)
-    sizes = (matrix.shape[1], len(queries), len(matrix), k)
-    faiss.knn_inner_product(pointers[0], pointers[1], *sizes, pointers[2], pointers[3], selector)
+    faiss.knn_inner_product(q, m, matrix.shape[1], len(queries), len(matrix), k, s, f, selector)
     scores[found < 0] = -np.inf
     return scores, found
 

@@ -8,13 +8,13 @@ the state it found. :meth:`FaissIndex.compact` folds the tail into a new segment
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmecg.search import IndexResult, SearchPlan, check_rows, check_top_k, check_vectors
-from mmecg_index.ann import TARGET_RECALL, build_ann, choose_factory, new_index
+from mmecg_index.ann import TARGET_RECALL, Found, build_ann, choose_factory, new_index
 from mmecg_index.block import Block
 
 _MIN_TAIL = 50_000
@@ -80,6 +80,12 @@ class FaissIndex:
         """The current state; it never changes."""
         return self._state
 
+    def restore(self, state: State) -> None:
+        """Replace everything by a state that was read from disk."""
+        with self._write_lock:
+            self._buffers = (state.tail.rows, state.tail.matrix)
+            self._state = state
+
     def upsert(self, rows: NDArray[np.int64], embeddings: NDArray[np.float32]) -> None:
         """Add vectors, replacing those whose row is there; of a repeated row the last counts."""
         vectors = check_vectors(embeddings, self.dim)
@@ -102,25 +108,32 @@ class FaissIndex:
 
         The plan's engine is ``"exact"``, ``"exact_rows"``, or the factory string of the approximate index.
         """
-        state = self._state
-        vectors = check_vectors(queries, self.dim)
         check_top_k(top_k)
-        wanted = None if rows is None else check_rows(rows)
-        parts: list[tuple[NDArray[np.float32], NDArray[np.int64]]] = []
-        exact, passing = True, 0
-        for block in state.blocks:
-            positions = None if wanted is None else block.positions(wanted)
-            count = block.count if positions is None else len(positions)
-            if not count:
-                continue
-            (scores, found), block_exact = block.search(vectors, top_k, positions)
-            parts.append((scores, np.where(found >= 0, block.rows[found], -1)))
-            exact, passing = exact and block_exact, passing + count
-        engine = "exact" if wanted is None else "exact_rows"
-        if not exact and state.segment.ann is not None:
-            engine = state.segment.ann.factory
-        merged_scores, merged_rows = _merge(parts, len(vectors), top_k)
-        return IndexResult(merged_rows, merged_scores, SearchPlan(engine, exact, len(state), passing))
+        return _search(self._state, check_vectors(queries, self.dim), top_k, None if rows is None else check_rows(rows))
+
+    def search_without(self, queries: NDArray[np.float32], top_k: int, excluded: NDArray[np.int64]) -> IndexResult:
+        """Return the best ``top_k`` of all rows but a few, without walking over all the others.
+
+        Parameters
+        ----------
+        queries : float32, shape (queries, dim), unit norm
+        top_k : int
+        excluded : int64, shape (n,)
+            That many more hits are fetched, so let it be short.
+        """
+        state = self._state
+        check_top_k(top_k)
+        gone = check_rows(excluded)
+        there = sum(len(block.positions(gone)) for block in state.blocks)
+        found = _search(state, check_vectors(queries, self.dim), top_k + there, None)
+        # Stable: what is excluded moves behind the rest, which keeps its order.
+        order = np.argsort(np.isin(found.rows, gone), axis=1, kind="stable")[:, :top_k]
+        rows = np.take_along_axis(found.rows, order, axis=1)
+        scores = np.take_along_axis(found.scores, order, axis=1)
+        plan = replace(found.plan, rows_passing=len(state) - there)
+        if top_k > plan.rows_passing:
+            rows[:, plan.rows_passing :], scores[:, plan.rows_passing :] = -1, -np.inf
+        return IndexResult(rows, scores, plan)
 
     @property
     def needs_compaction(self) -> bool:
@@ -205,9 +218,25 @@ class FaissIndex:
         self._state = State(self._state.segment, Block(*self._buffers, np.ones(len(rows), np.bool_)))
 
 
-def _merge(
-    parts: list[tuple[NDArray[np.float32], NDArray[np.int64]]], queries: int, k: int
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def _search(state: State, queries: NDArray[np.float32], top_k: int, wanted: NDArray[np.int64] | None) -> IndexResult:
+    parts: list[Found] = []
+    exact, passing = True, 0
+    for block in state.blocks:
+        positions = None if wanted is None else block.positions(wanted)
+        count = block.count if positions is None else len(positions)
+        if not count:
+            continue
+        (scores, found), block_exact = block.search(queries, top_k, positions)
+        parts.append((scores, np.where(found >= 0, block.rows[found], -1)))
+        exact, passing = exact and block_exact, passing + count
+    engine = "exact" if wanted is None else "exact_rows"
+    if not exact and state.segment.ann is not None:
+        engine = state.segment.ann.factory
+    merged_scores, merged_rows = _merge(parts, len(queries), top_k)
+    return IndexResult(merged_rows, merged_scores, SearchPlan(engine, exact, len(state), passing))
+
+
+def _merge(parts: list[Found], queries: int, k: int) -> Found:
     """Return the best ``k`` of several rankings."""
     if not parts:
         return np.full((queries, k), -np.inf, np.float32), np.full((queries, k), -1, np.int64)

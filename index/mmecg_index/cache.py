@@ -1,0 +1,129 @@
+"""The vector index of one modality: a cache over the database that is loaded, caught up, compacted and saved."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sqlite3
+import threading
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmecg.errors import ArtifactError
+from mmecg_index.ann import BuildCancelledError
+from mmecg_index.codec import decode_vector
+from mmecg_index.database import Database
+from mmecg_index.faiss_index import FaissIndex
+from mmecg_index.snapshot import load_index, save_index
+
+_LOG = logging.getLogger(__name__)
+_READ_BATCH = 10_000
+
+
+class IndexCache:
+    """Keeps one :class:`FaissIndex` in step with the database. Only one thread may write, save or close at a time.
+
+    Parameters
+    ----------
+    directory : Path
+        Where snapshots lie, as ``<modality>-<sequence>``.
+    modality : {"ecg", "text", "vitals"}
+    database : Database
+    factory : str, optional
+        FAISS factory string instead of the choice by size.
+    """
+
+    def __init__(self, directory: Path, modality: str, database: Database, *, factory: str | None = None) -> None:
+        self._directory = directory
+        self._modality = modality
+        self._database = database
+        self._cancel = threading.Event()
+        self._builder: threading.Thread | None = None
+        with database.reading() as connection:
+            self.index, self._saved = self._load(connection, factory)
+
+    def upsert(self, rows: NDArray[np.int64], embeddings: NDArray[np.float32]) -> None:
+        """Apply what was committed, and start a compaction in the background if it pays."""
+        self.index.upsert(rows, embeddings)
+        if self.index.needs_compaction and (self._builder is None or not self._builder.is_alive()):
+            self._builder = threading.Thread(target=self._compact, name=f"compact-{self._modality}", daemon=True)
+            self._builder.start()
+
+    def compact(self) -> None:
+        """Fold the tail into a new segment now, if that pays."""
+        if self._builder is not None:
+            self._builder.join()
+        if self.index.needs_compaction:
+            self.index.compact()
+
+    def save(self) -> None:
+        """Write a snapshot if the newest one lacks anything, then delete the older ones."""
+        with self._database.reading() as connection:
+            (sequence,) = connection.execute("SELECT sequence FROM corpus").fetchone()
+            count = self._count(connection)
+        if sequence == self._saved or len(self.index) != count:
+            return
+        self._directory.mkdir(exist_ok=True)
+        target = self._directory / f"{self._modality}-{sequence:015d}"
+        shutil.rmtree(target, ignore_errors=True)
+        save_index(self.index, target, sequence=sequence)
+        self._saved = sequence
+        for older in self._snapshots():
+            if older != target:
+                shutil.rmtree(older, ignore_errors=True)
+
+    def close(self) -> None:
+        """Stop a compaction under way."""
+        self._cancel.set()
+        if self._builder is not None:
+            self._builder.join()
+
+    def _compact(self) -> None:
+        try:
+            self.index.compact(cancel=self._cancel)
+        except BuildCancelledError:
+            _LOG.info("compaction of the %s index was cancelled; it starts again after the next write", self._modality)
+
+    def _snapshots(self) -> list[Path]:
+        return sorted(self._directory.glob(f"{self._modality}-*"), reverse=True)
+
+    def _load(self, connection: sqlite3.Connection, factory: str | None) -> tuple[FaissIndex, int]:
+        """Return an index that holds what the database holds, and the sequence number of its snapshot (-1: none)."""
+        (sequence,) = connection.execute("SELECT sequence FROM corpus").fetchone()
+        for path in self._snapshots():
+            try:
+                index, saved = load_index(path, fingerprint=self._database.fingerprint)
+            except ArtifactError as error:
+                _LOG.warning("snapshot refused, falling back: %s", error)
+                continue
+            if saved <= sequence and index.factory == factory and index.dim == self._database.dim:
+                self._catch_up(connection, index, saved)
+                if len(index) == self._count(connection):
+                    return index, saved
+            _LOG.warning("snapshot %s does not fit the database, falling back", path.name)
+        index = FaissIndex(self._database.dim, self._database.fingerprint, factory=factory)
+        self._catch_up(connection, index, -1)
+        return index, -1
+
+    def _catch_up(self, connection: sqlite3.Connection, index: FaissIndex, saved: int) -> None:
+        """Apply everything that was committed after a sequence number."""
+        if saved >= 0:
+            gone = connection.execute(
+                "SELECT row FROM deletions WHERE sequence > ?1 UNION ALL SELECT row FROM studies WHERE sequence > ?1",
+                (saved,),
+            ).fetchall()
+            index.remove(np.array(gone, np.int64).reshape(-1))
+        cursor = connection.execute(
+            "SELECT row, vector, embeddings.crc FROM studies JOIN embeddings USING (row) "
+            "WHERE sequence > ? AND modality = ? ORDER BY row",
+            (saved, self._modality),
+        )
+        while batch := cursor.fetchmany(_READ_BATCH):
+            vectors = np.stack([decode_vector(data, crc) for _, data, crc in batch])
+            index.upsert(np.array([row for row, *_ in batch], np.int64), vectors)
+
+    def _count(self, connection: sqlite3.Connection) -> int:
+        found = connection.execute("SELECT count(*) FROM embeddings WHERE modality = ?", (self._modality,)).fetchone()
+        return int(found[0])

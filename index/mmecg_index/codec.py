@@ -1,0 +1,174 @@
+"""A study as the corpus stores it: a JSON document, and the signal as compressed bytes. Both ways lose nothing."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmecg.ecg import LEADS, Ecg
+from mmecg.errors import IndexFormatError
+from mmecg.quality import assess_quality
+from mmecg.report import Report
+from mmecg.search import without_zone
+from mmecg.study import ClinicalNote, Study
+from mmecg.vitals import Vitals
+
+_GAINS = (1000.0, 200.0, 204.8, 205.0, 400.0, 500.0, 1024.0, 100.0, 4000.0, 2000.0)
+"""Usual gains of recorders and public databases, counts per millivolt."""
+
+_ZLIB_LEVEL = 3
+
+
+def encode_study(study: Study) -> tuple[str, bytes | None]:
+    """Return the document and the signal's bytes (None without an ECG)."""
+    signal = None
+    document: dict[str, Any] = {
+        "acquired_at": _render_time(study.acquired_at),
+        "report": asdict(study.report) if study.report else None,
+        "notes": [[note.text, note.kind, _render_time(note.written_at)] for note in study.notes],
+        "vitals": {name: value for name, value in asdict(study.vitals).items() if value is not None},
+        "labels": dict(study.labels),
+        "site": study.site,
+        "device": study.device,
+        "attributes": dict(study.attributes),
+        "quality": [],
+    }
+    if study.ecg is not None:
+        encoding, signal = encode_signal(study.ecg.signal)
+        document["ecg"] = encoding | {
+            "sampling_rate_hz": study.ecg.sampling_rate_hz,
+            "lead_mask": study.ecg.lead_mask.astype(int).tolist(),
+            "crc": zlib.crc32(signal),
+        }
+        document["quality"] = sorted({finding.kind for finding in assess_quality(study.ecg)})
+    return json.dumps(document, separators=(",", ":")), signal
+
+
+def decode_study(study_id: str, subject_id: str, document: str, signal: bytes | None) -> Study:
+    """Return the study; without its ECG if ``signal`` is None.
+
+    Raises
+    ------
+    IndexFormatError
+        The document or the signal is damaged.
+    """
+    try:
+        stored = json.loads(document)
+        report = stored["report"]
+        return Study(
+            study_id=study_id,
+            subject_id=subject_id,
+            acquired_at=_parse_time(stored["acquired_at"]),
+            ecg=None if signal is None else _decode_ecg(stored["ecg"], signal),
+            report=Report(**report) if report else None,
+            notes=tuple(ClinicalNote(text, kind, _parse_time(time)) for text, kind, time in stored["notes"]),
+            vitals=Vitals(**stored["vitals"]),
+            labels=stored["labels"],
+            site=stored["site"],
+            device=stored["device"],
+            attributes=stored["attributes"],
+        )
+    except (KeyError, TypeError, ValueError, zlib.error) as error:
+        raise IndexFormatError(
+            f"a stored study is damaged ({type(error).__name__}); restore the corpus from a backup"
+        ) from error
+
+
+def metadata_record(row: int, study_id: str, subject_id: str, document: str) -> tuple[Any, ...]:
+    """Return a row of the metadata table, in the order of :data:`mmecg.search.METADATA_SCHEMA`."""
+    stored = json.loads(document)
+    acquired_at = _parse_time(stored["acquired_at"])
+    report = stored["report"]
+    return (
+        row,
+        study_id,
+        subject_id,
+        None if acquired_at is None else without_zone(acquired_at),
+        stored["vitals"].get("age_years"),
+        stored["vitals"].get("sex"),
+        stored["site"],
+        stored["device"],
+        list(stored["labels"]),
+        report["text"].lower() if report else "",
+        stored["quality"],
+    )
+
+
+def encode_signal(signal: NDArray[np.float32]) -> tuple[dict[str, Any], bytes]:
+    """Return how a signal is encoded, and the bytes: int16 counts if it lies exactly on a recorder's grid, or float32.
+
+    Parameters
+    ----------
+    signal : float32, shape (leads=12, samples), mV
+    """
+    described: dict[str, Any] = {"samples": signal.shape[1]}
+    for gain in _GAINS:
+        counts = np.rint(signal.astype(np.float64) * gain)
+        if np.abs(counts).max() > 32767:
+            continue
+        whole = counts.astype(np.int16)
+        if _same_bits(_to_millivolt(whole, gain), signal):
+            # Differences of neighbouring samples compress far better; int16 wraps around, so nothing is lost.
+            steps = np.diff(whole, axis=1, prepend=np.int16(0)).astype("<i2")
+            return described | {"encoding": "counts", "gain": gain}, zlib.compress(steps.tobytes(), _ZLIB_LEVEL)
+    planes = np.ascontiguousarray(signal.astype("<f4")).view(np.uint8).reshape(-1, 4).T
+    return described | {"encoding": "float32"}, zlib.compress(planes.tobytes(), _ZLIB_LEVEL)
+
+
+def decode_signal(described: dict[str, Any], data: bytes) -> NDArray[np.float32]:
+    """Return the signal that :func:`encode_signal` encoded, bit by bit."""
+    raw = zlib.decompress(data)
+    shape = (len(LEADS), int(described["samples"]))
+    if described["encoding"] == "counts":
+        steps = np.frombuffer(raw, "<i2").reshape(shape)
+        return _to_millivolt(np.cumsum(steps, axis=1, dtype=np.int16), float(described["gain"]))
+    planes = np.frombuffer(raw, np.uint8).reshape(4, -1)
+    return np.ascontiguousarray(planes.T).view("<f4").reshape(shape).astype(np.float32, copy=False)
+
+
+def encode_vector(vector: NDArray[np.float32]) -> tuple[bytes, int]:
+    """Return the bytes of an embedding and their CRC-32."""
+    data = np.asarray(vector, "<f4").tobytes()
+    return data, zlib.crc32(data)
+
+
+def decode_vector(data: bytes, crc: int) -> NDArray[np.float32]:
+    """Return an embedding.
+
+    Raises
+    ------
+    IndexFormatError
+        The bytes are not those that were stored.
+    """
+    if zlib.crc32(data) != crc:
+        raise IndexFormatError("a stored embedding is damaged; restore the corpus from a backup")
+    return np.frombuffer(data, "<f4").astype(np.float32)
+
+
+def _decode_ecg(described: dict[str, Any], data: bytes) -> Ecg:
+    if zlib.crc32(data) != described["crc"]:
+        raise ValueError("checksum")
+    signal = decode_signal(described, data)
+    return Ecg(signal, float(described["sampling_rate_hz"]), np.array(described["lead_mask"], np.bool_))
+
+
+def _to_millivolt(counts: NDArray[np.int16], gain: float) -> NDArray[np.float32]:
+    return (counts.astype(np.float64) / gain).astype(np.float32)
+
+
+def _same_bits(one: NDArray[np.float32], other: NDArray[np.float32]) -> bool:
+    return np.array_equal(one.view(np.int32), np.ascontiguousarray(other).view(np.int32))
+
+
+def _render_time(moment: datetime | None) -> str | None:
+    return None if moment is None else moment.isoformat()
+
+
+def _parse_time(text: str | None) -> datetime | None:
+    return None if text is None else datetime.fromisoformat(text)

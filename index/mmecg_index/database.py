@@ -1,0 +1,163 @@
+"""The SQLite file of a corpus: schema, settings, one writer, a pool of readers."""
+
+from __future__ import annotations
+
+import queue
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mmecg.errors import IndexFormatError, NotReadyError
+
+APPLICATION_ID = 0x6D6D6543
+VERSION = 1
+
+_SCHEMA = f"""
+PRAGMA application_id = {APPLICATION_ID};
+PRAGMA user_version = {VERSION};
+CREATE TABLE corpus (
+    fingerprint TEXT NOT NULL,
+    dim INTEGER NOT NULL,
+    sequence INTEGER NOT NULL
+) STRICT;
+-- AUTOINCREMENT: a row is never given to a second study, so that an index that lags behind cannot confuse the two.
+CREATE TABLE studies (
+    row INTEGER PRIMARY KEY AUTOINCREMENT,
+    study_id TEXT NOT NULL UNIQUE,
+    subject_id TEXT NOT NULL,
+    sort_time TEXT NOT NULL,
+    sequence INTEGER NOT NULL,
+    document TEXT NOT NULL,
+    crc INTEGER NOT NULL,
+    signal BLOB
+) STRICT;
+CREATE INDEX studies_by_subject ON studies (subject_id, sort_time, study_id);
+CREATE INDEX studies_by_sequence ON studies (sequence);
+CREATE TABLE embeddings (
+    row INTEGER NOT NULL REFERENCES studies ON DELETE CASCADE,
+    modality TEXT NOT NULL,
+    fingerprint TEXT NOT NULL,
+    vector BLOB NOT NULL,
+    crc INTEGER NOT NULL,
+    PRIMARY KEY (row, modality)
+) STRICT;
+-- Neither ids nor content: only what an index needs to catch up.
+CREATE TABLE deletions (row INTEGER PRIMARY KEY, sequence INTEGER NOT NULL) STRICT;
+CREATE INDEX deletions_by_sequence ON deletions (sequence);
+"""
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """Open a connection whose commits survive a power cut (write-ahead log, synchronous FULL)."""
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    try:
+        connection.execute("PRAGMA busy_timeout = 10000")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA foreign_keys = ON")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def create(path: Path, *, fingerprint: str, dim: int) -> None:
+    """Write the file of an empty corpus."""
+    connection = connect(path)
+    try:
+        connection.executescript(_SCHEMA)
+        connection.execute("INSERT INTO corpus VALUES (?, ?, 0)", (fingerprint, dim))
+    finally:
+        connection.close()
+
+
+class Database:
+    """One connection that writes, and as many that read as there are threads reading at the same time.
+
+    The caller sees to it that only one thread writes, or closes, at a time.
+
+    Raises
+    ------
+    IndexFormatError
+        The file is damaged, not a corpus, or of another version.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._closed = False
+        self._idle: queue.LifoQueue[sqlite3.Connection] = queue.LifoQueue()
+        try:
+            self._writer = connect(path)
+        except sqlite3.DatabaseError as error:
+            raise _damaged(path) from error
+        try:
+            application_id, version = (
+                self._writer.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
+            )
+            if application_id != APPLICATION_ID:
+                raise IndexFormatError(f"{path} is a database of another program; name the directory of a corpus")
+            if version != VERSION:
+                raise IndexFormatError(f"{path} has format version {version}, expected {VERSION}; rebuild the corpus")
+            fingerprint, dim = self._writer.execute("SELECT fingerprint, dim FROM corpus").fetchone()
+        except (sqlite3.DatabaseError, TypeError) as error:
+            self._writer.close()
+            raise _damaged(path) from error
+        except IndexFormatError:
+            self._writer.close()
+            raise
+
+        self.fingerprint: str = fingerprint
+        self.dim: int = dim
+
+    @contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """Give a connection to read from; every statement sees the last commit."""
+        self._check_open()
+        try:
+            connection = self._idle.get_nowait()
+        except queue.Empty:
+            connection = connect(self._path)
+            connection.execute("PRAGMA query_only = ON")
+        try:
+            yield connection
+        except sqlite3.OperationalError:
+            raise
+        except sqlite3.DatabaseError as error:
+            raise _damaged(self._path) from error
+        finally:
+            if self._closed:
+                connection.close()
+            else:
+                self._idle.put(connection)
+
+    @contextmanager
+    def writing(self) -> Iterator[tuple[sqlite3.Connection, int]]:
+        """Give the connection and the new sequence number; commit durably on leaving, roll back on an exception."""
+        self._check_open()
+        self._writer.execute("BEGIN IMMEDIATE")
+        try:
+            (sequence,) = self._writer.execute(
+                "UPDATE corpus SET sequence = sequence + 1 RETURNING sequence"
+            ).fetchone()
+            yield self._writer, sequence
+            self._writer.execute("COMMIT")
+        except BaseException:
+            if self._writer.in_transaction:
+                self._writer.execute("ROLLBACK")
+            raise
+
+    def close(self) -> None:
+        """Close every connection; harmless when done twice."""
+        self._closed = True
+        while not self._idle.empty():
+            self._idle.get_nowait().close()
+        self._writer.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise NotReadyError("the corpus is closed; open it again")
+
+
+def _damaged(path: Path) -> IndexFormatError:
+    return IndexFormatError(f"{path} is damaged or not a corpus; restore it from a backup, or rebuild it")
