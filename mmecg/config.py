@@ -214,6 +214,15 @@ def _convert(hint: Any, value: Any, root: Path | None, name: str) -> Any:
         if not isinstance(value, Mapping):
             raise ConfigError(f"configuration key {name} is not a table; write [{name}]")
         return parse_config(hint, value, root=root, prefix=f"{name}.")
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(_convert(arguments[0], item, root, name) for item in value)
+    if origin is typing.Literal:
+        if value not in arguments:
+            raise ConfigError(
+                f"configuration key {name} is {value!r}, expected one of {', '.join(map(repr, arguments))}"
+            )
+        return value
     if isinstance(hint, types.UnionType):
         choices = [choice for choice in typing.get_args(hint) if choice is not type(None)]
         return _convert(choices[0], value, root, name)
@@ -229,7 +238,7 @@ def _convert(hint: Any, value: Any, root: Path | None, name: str) -> Any:
         return (root or Path()) / value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+    if not isinstance(value, origin or hint) or (isinstance(value, bool) and hint is not bool):
         raise ConfigError(f"configuration key {name} has type {type(value).__name__}, expected {_type_name(hint)}")
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"configuration key {name} is {value}, expected a finite number")

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15mmecg_pb/v1/ecg.proto\x12\x08mmecg.v1\"\xac\x01\n\x03\x45\x63g\x12\r\n\x05leads\x18\x01 \x03(\t\x12\x18\n\x10sampling_rate_hz\x18\x02 \x01(\x01\x12-\n\x0cpacked_int16\x18\x03 \x01(\x0b\x32\x15.mmecg.v1.PackedInt16H\x00\x12\x1c\n\x12\x66loat32_millivolts\x18\x04 \x01(\x0cH\x00\x12$\n\x04wfdb\x18\x05 \x01(\x0b\x32\x14.mmecg.v1.WfdbRecordH\x00\x42\t\n\x07samples\";\n\x0bPackedInt16\x12\x0e\n\x06\x63ounts\x18\x01 \x01(\x0c\x12\x1c\n\x14microvolts_per_count\x18\x02 \x01(\x01\",\n\nWfdbRecord\x12\x0e\n\x06header\x18\x01 \x01(\x0c\x12\x0e\n\x06signal\x18\x02 \x01(\x0c\"-\n\x0eQualityFinding\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\r\n\x05leads\x18\x02 \x03(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15mmecg_pb/v1/ecg.proto\x12\x08mmecg.v1\"\xac\x01\n\x03\x45\x63g\x12\r\n\x05leads\x18\x01 \x03(\t\x12\x18\n\x10sampling_rate_hz\x18\x02 \x01(\x01\x12-\n\x0cpacked_int16\x18\x03 \x01(\x0b\x32\x15.mmecg.v1.PackedInt16H\x00\x12\x1c\n\x12\x66loat32_millivolts\x18\x04 \x01(\x0cH\x00\x12$\n\x04wfdb\x18\x05 \x01(\x0b\x32\x14.mmecg.v1.WfdbRecordH\x00\x42\t\n\x07samples\";\n\x0bPackedInt16\x12\x0e\n\x06\x63ounts\x18\x01 \x01(\x0c\x12\x1c\n\x14microvolts_per_count\x18\x02 \x01(\x01\",\n\nWfdbRecord\x12\x0e\n\x06header\x18\x01 \x01(\x0c\x12\x0e\n\x06signal\x18\x02 \x01(\x0c\"=\n\x0eQualityFinding\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\r\n\x05leads\x18\x02 \x03(\t\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,5 +38,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WFDBRECORD']._serialized_start=271
   _globals['_WFDBRECORD']._serialized_end=315
   _globals['_QUALITYFINDING']._serialized_start=317
-  _globals['_QUALITYFINDING']._serialized_end=362
+  _globals['_QUALITYFINDING']._serialized_end=378
 # @@protoc_insertion_point(module_scope)

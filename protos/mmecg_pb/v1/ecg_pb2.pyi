@@ -129,8 +129,13 @@ class QualityFinding(_message.Message):
 
     KIND_FIELD_NUMBER: _builtins.int
     LEADS_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
-    """Kind of finding, for example "flat", "saturated", "missing_lead" or "noise"."""
+    """Kind of finding: "missing_lead", "flat", "saturated", "noise", "baseline_wander", "einthoven_mismatch", "lead_swap"
+    or "limb_reversal".
+    """
+    detail: _builtins.str
+    """The measured number of the worst lead beside its limit."""
     @_builtins.property
     def leads(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The leads concerned."""
@@ -140,10 +145,11 @@ class QualityFinding(_message.Message):
         *,
         kind: _builtins.str = ...,
         leads: _abc.Iterable[_builtins.str] | None = ...,
+        detail: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "leads", b"leads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "kind", b"kind", "leads", b"leads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

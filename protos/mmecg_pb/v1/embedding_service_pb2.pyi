@@ -205,7 +205,7 @@ class EmbedRequest(_message.Message):
     QUERY_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def query(self) -> _query_pb2.Query:
-        """Any mix of `ecg`, `text` and `vitals`, or a `study_id` of the corpus."""
+        """Any mix of parts; its `subject_id` does not matter here."""
 
     def __init__(
         self,
@@ -253,7 +253,7 @@ class EmbedStreamRequest(_message.Message):
     QUERY_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def query(self) -> _query_pb2.Query:
-        """Any mix of `ecg`, `text` and `vitals`, or a `study_id` of the corpus."""
+        """Any mix of parts; its `subject_id` does not matter here."""
 
     def __init__(
         self,

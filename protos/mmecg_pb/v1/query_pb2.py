@@ -27,23 +27,23 @@ from mmecg_pb.v1 import ecg_pb2 as mmecg__pb_dot_v1_dot_ecg__pb2
 from mmecg_pb.v1 import study_pb2 as mmecg__pb_dot_v1_dot_study__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17mmecg_pb/v1/query.proto\x12\x08mmecg.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15mmecg_pb/v1/ecg.proto\x1a\x17mmecg_pb/v1/study.proto\"0\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x03(\x02\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\"g\n\x0fModalityWeights\x12\x10\n\x03\x65\x63g\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x11\n\x04text\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x13\n\x06vitals\x18\x03 \x01(\x01H\x02\x88\x01\x01\x42\x06\n\x04_ecgB\x07\n\x05_textB\t\n\x07_vitals\"\xd9\x01\n\x05Query\x12\x1a\n\x03\x65\x63g\x18\x01 \x01(\x0b\x32\r.mmecg.v1.Ecg\x12\x11\n\x04text\x18\x02 \x01(\tH\x00\x88\x01\x01\x12 \n\x06vitals\x18\x03 \x01(\x0b\x32\x10.mmecg.v1.Vitals\x12\x15\n\x08study_id\x18\x04 \x01(\tH\x01\x88\x01\x01\x12&\n\tembedding\x18\x05 \x01(\x0b\x32\x13.mmecg.v1.Embedding\x12*\n\x07weights\x18\x06 \x01(\x0b\x32\x19.mmecg.v1.ModalityWeightsB\x07\n\x05_textB\x0b\n\t_study_id\"\x1b\n\tStringSet\x12\x0e\n\x06values\x18\x01 \x03(\t\"\xc0\x04\n\x06\x46ilter\x12(\n\x0bsubject_ids\x18\x01 \x01(\x0b\x32\x13.mmecg.v1.StringSet\x12\x1b\n\x13\x65xclude_subject_ids\x18\x02 \x03(\t\x12&\n\tstudy_ids\x18\x03 \x01(\x0b\x32\x13.mmecg.v1.StringSet\x12\x19\n\x11\x65xclude_study_ids\x18\x04 \x03(\t\x12\x31\n\racquired_from\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0f\x61\x63quired_before\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1a\n\rage_min_years\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x1a\n\rage_max_years\x18\x08 \x01(\x01H\x01\x88\x01\x01\x12\x1a\n\x03sex\x18\t \x01(\x0e\x32\r.mmecg.v1.Sex\x12\"\n\x05sites\x18\n \x01(\x0b\x32\x13.mmecg.v1.StringSet\x12$\n\x07\x64\x65vices\x18\x0b \x01(\x0b\x32\x13.mmecg.v1.StringSet\x12\x12\n\nlabels_any\x18\x0c \x03(\t\x12\x12\n\nlabels_all\x18\r \x03(\t\x12\x13\n\x0blabels_none\x18\x0e \x03(\t\x12\x1a\n\rtext_contains\x18\x0f \x01(\tH\x02\x88\x01\x01\x12\x17\n\x0f\x65xclude_quality\x18\x10 \x03(\tB\x10\n\x0e_age_min_yearsB\x10\n\x0e_age_max_yearsB\x10\n\x0e_text_contains*^\n\x08Modality\x12\x18\n\x14MODALITY_UNSPECIFIED\x10\x00\x12\x10\n\x0cMODALITY_ECG\x10\x01\x12\x11\n\rMODALITY_TEXT\x10\x02\x12\x13\n\x0fMODALITY_VITALS\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17mmecg_pb/v1/query.proto\x12\x08mmecg.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15mmecg_pb/v1/ecg.proto\x1a\x17mmecg_pb/v1/study.proto\"0\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x03(\x02\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\"\xa8\x01\n\x0cQueryWeights\x12\x10\n\x03\x65\x63g\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x11\n\x04text\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x13\n\x06vitals\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05study\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x16\n\tembedding\x18\x05 \x01(\x01H\x04\x88\x01\x01\x42\x06\n\x04_ecgB\x07\n\x05_textB\t\n\x07_vitalsB\x08\n\x06_studyB\x0c\n\n_embedding\"\xfe\x01\n\x05Query\x12\x1a\n\x03\x65\x63g\x18\x01 \x01(\x0b\x32\r.mmecg.v1.Ecg\x12\x11\n\x04text\x18\x02 \x01(\tH\x00\x88\x01\x01\x12 \n\x06vitals\x18\x03 \x01(\x0b\x32\x10.mmecg.v1.Vitals\x12\x15\n\x08study_id\x18\x04 \x01(\tH\x01\x88\x01\x01\x12&\n\tembedding\x18\x05 \x01(\x0b\x32\x13.mmecg.v1.Embedding\x12\'\n\x07weights\x18\x06 \x01(\x0b\x32\x16.mmecg.v1.QueryWeights\x12\x17\n\nsubject_id\x18\x07 \x01(\tH\x02\x88\x01\x01\x42\x07\n\x05_textB\x0b\n\t_study_idB\r\n\x0b_subject_id\"\x1b\n\tStringSet\x12\x0e\n\x06values\x18\x01 \x03(\t\"\xc0\x04\n\x06\x46ilter\x12(\n\x0bsubject_ids\x18\x01 \x01(\x0b\x32\x13.mmecg.v1.StringSet\x12\x1b\n\x13\x65xclude_subject_ids\x18\x02 \x03(\t\x12&\n\tstudy_ids\x18\x03 \x01(\x0b\x32\x13.mmecg.v1.StringSet\x12\x19\n\x11\x65xclude_study_ids\x18\x04 \x03(\t\x12\x31\n\racquired_from\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0f\x61\x63quired_before\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1a\n\rage_min_years\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x1a\n\rage_max_years\x18\x08 \x01(\x01H\x01\x88\x01\x01\x12\x1a\n\x03sex\x18\t \x01(\x0e\x32\r.mmecg.v1.Sex\x12\"\n\x05sites\x18\n \x01(\x0b\x32\x13.mmecg.v1.StringSet\x12$\n\x07\x64\x65vices\x18\x0b \x01(\x0b\x32\x13.mmecg.v1.StringSet\x12\x12\n\nlabels_any\x18\x0c \x03(\t\x12\x12\n\nlabels_all\x18\r \x03(\t\x12\x13\n\x0blabels_none\x18\x0e \x03(\t\x12\x1a\n\rtext_contains\x18\x0f \x01(\tH\x02\x88\x01\x01\x12\x17\n\x0f\x65xclude_quality\x18\x10 \x03(\tB\x10\n\x0e_age_min_yearsB\x10\n\x0e_age_max_yearsB\x10\n\x0e_text_contains*^\n\x08Modality\x12\x18\n\x14MODALITY_UNSPECIFIED\x10\x00\x12\x10\n\x0cMODALITY_ECG\x10\x01\x12\x11\n\rMODALITY_TEXT\x10\x02\x12\x13\n\x0fMODALITY_VITALS\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'mmecg_pb.v1.query_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MODALITY']._serialized_start=1101
-  _globals['_MODALITY']._serialized_end=1195
+  _globals['_MODALITY']._serialized_start=1204
+  _globals['_MODALITY']._serialized_end=1298
   _globals['_EMBEDDING']._serialized_start=118
   _globals['_EMBEDDING']._serialized_end=166
-  _globals['_MODALITYWEIGHTS']._serialized_start=168
-  _globals['_MODALITYWEIGHTS']._serialized_end=271
-  _globals['_QUERY']._serialized_start=274
-  _globals['_QUERY']._serialized_end=491
-  _globals['_STRINGSET']._serialized_start=493
-  _globals['_STRINGSET']._serialized_end=520
-  _globals['_FILTER']._serialized_start=523
-  _globals['_FILTER']._serialized_end=1099
+  _globals['_QUERYWEIGHTS']._serialized_start=169
+  _globals['_QUERYWEIGHTS']._serialized_end=337
+  _globals['_QUERY']._serialized_start=340
+  _globals['_QUERY']._serialized_end=594
+  _globals['_STRINGSET']._serialized_start=596
+  _globals['_STRINGSET']._serialized_end=623
+  _globals['_FILTER']._serialized_start=626
+  _globals['_FILTER']._serialized_end=1202
 # @@protoc_insertion_point(module_scope)

@@ -81,33 +81,45 @@ class Embedding(_message.Message):
 Global___Embedding: _TypeAlias = Embedding  # noqa: Y015
 
 @_typing.final
-class ModalityWeights(_message.Message):
-    """Weights of a mixed query. A weight that is not set is 1; all must be finite and not negative, one positive."""
+class QueryWeights(_message.Message):
+    """Weights of the parts of a query. A weight that is not set is 1; all must be finite and not negative, one positive."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ECG_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
     VITALS_FIELD_NUMBER: _builtins.int
+    STUDY_FIELD_NUMBER: _builtins.int
+    EMBEDDING_FIELD_NUMBER: _builtins.int
     ecg: _builtins.float
     """Weight of the ECG."""
     text: _builtins.float
     """Weight of the text."""
     vitals: _builtins.float
     """Weight of the vitals."""
+    study: _builtins.float
+    """Weight of the study."""
+    embedding: _builtins.float
+    """Weight of the embedding."""
     def __init__(
         self,
         *,
         ecg: _builtins.float | None = ...,
         text: _builtins.float | None = ...,
         vitals: _builtins.float | None = ...,
+        study: _builtins.float | None = ...,
+        embedding: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_ecg", b"_ecg", "_text", b"_text", "_vitals", b"_vitals", "ecg", b"ecg", "text", b"text", "vitals", b"vitals"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_ecg", b"_ecg", "_embedding", b"_embedding", "_study", b"_study", "_text", b"_text", "_vitals", b"_vitals", "ecg", b"ecg", "embedding", b"embedding", "study", b"study", "text", b"text", "vitals", b"vitals"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ecg", b"_ecg", "_text", b"_text", "_vitals", b"_vitals", "ecg", b"ecg", "text", b"text", "vitals", b"vitals"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ecg", b"_ecg", "_embedding", b"_embedding", "_study", b"_study", "_text", b"_text", "_vitals", b"_vitals", "ecg", b"ecg", "embedding", b"embedding", "study", b"study", "text", b"text", "vitals", b"vitals"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__ecg: _TypeAlias = _typing.Literal["ecg"]  # noqa: Y015
     _WhichOneofArgType__ecg: _TypeAlias = _typing.Literal["_ecg", b"_ecg"]  # noqa: Y015
+    _WhichOneofReturnType__embedding: _TypeAlias = _typing.Literal["embedding"]  # noqa: Y015
+    _WhichOneofArgType__embedding: _TypeAlias = _typing.Literal["_embedding", b"_embedding"]  # noqa: Y015
+    _WhichOneofReturnType__study: _TypeAlias = _typing.Literal["study"]  # noqa: Y015
+    _WhichOneofArgType__study: _TypeAlias = _typing.Literal["_study", b"_study"]  # noqa: Y015
     _WhichOneofReturnType__text: _TypeAlias = _typing.Literal["text"]  # noqa: Y015
     _WhichOneofArgType__text: _TypeAlias = _typing.Literal["_text", b"_text"]  # noqa: Y015
     _WhichOneofReturnType__vitals: _TypeAlias = _typing.Literal["vitals"]  # noqa: Y015
@@ -115,15 +127,19 @@ class ModalityWeights(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__ecg) -> _WhichOneofReturnType__ecg | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__embedding) -> _WhichOneofReturnType__embedding | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__study) -> _WhichOneofReturnType__study | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__text) -> _WhichOneofReturnType__text | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__vitals) -> _WhichOneofReturnType__vitals | None: ...
 
-Global___ModalityWeights: _TypeAlias = ModalityWeights  # noqa: Y015
+Global___QueryWeights: _TypeAlias = QueryWeights  # noqa: Y015
 
 @_typing.final
 class Query(_message.Message):
-    """What to look for: a study of the corpus, an embedding, or any mix of ECG, text and vitals."""
+    """What to look for: at least one part; several are mixed into one direction, the normalised weighted sum."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -133,25 +149,30 @@ class Query(_message.Message):
     STUDY_ID_FIELD_NUMBER: _builtins.int
     EMBEDDING_FIELD_NUMBER: _builtins.int
     WEIGHTS_FIELD_NUMBER: _builtins.int
+    SUBJECT_ID_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """A report, a finding or a question in plain words; may be mixed with `ecg` and `vitals`."""
+    """A report, a finding or a question in plain words."""
     study_id: _builtins.str
-    """A study of the corpus, alone. It is not among its own hits."""
+    """A study of the corpus, by its embedding of the target modality, or else of its ECG, text or vitals. It is not among
+    its own hits.
+    """
+    subject_id: _builtins.str
+    """Whom the query is about, so that `exclude_same_subject` can leave that subject's studies out of the hits."""
     @_builtins.property
     def ecg(self) -> _ecg_pb2.Ecg:
-        """A recording; may be mixed with `text` and `vitals`."""
+        """A recording."""
 
     @_builtins.property
     def vitals(self) -> _study_pb2.Vitals:
-        """Vital signs; may be mixed with `ecg` and `text`."""
+        """Vital signs."""
 
     @_builtins.property
     def embedding(self) -> Global___Embedding:
-        """An embedding of the server's fingerprint, alone."""
+        """An embedding of the server's fingerprint."""
 
     @_builtins.property
-    def weights(self) -> Global___ModalityWeights:
-        """Weights of the mix; needs at least one of `ecg`, `text` and `vitals`."""
+    def weights(self) -> Global___QueryWeights:
+        """Weights of the parts."""
 
     def __init__(
         self,
@@ -161,18 +182,23 @@ class Query(_message.Message):
         vitals: _study_pb2.Vitals | None = ...,
         study_id: _builtins.str | None = ...,
         embedding: Global___Embedding | None = ...,
-        weights: Global___ModalityWeights | None = ...,
+        weights: Global___QueryWeights | None = ...,
+        subject_id: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_study_id", b"_study_id", "_text", b"_text", "ecg", b"ecg", "embedding", b"embedding", "study_id", b"study_id", "text", b"text", "vitals", b"vitals", "weights", b"weights"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_study_id", b"_study_id", "_subject_id", b"_subject_id", "_text", b"_text", "ecg", b"ecg", "embedding", b"embedding", "study_id", b"study_id", "subject_id", b"subject_id", "text", b"text", "vitals", b"vitals", "weights", b"weights"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_study_id", b"_study_id", "_text", b"_text", "ecg", b"ecg", "embedding", b"embedding", "study_id", b"study_id", "text", b"text", "vitals", b"vitals", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_study_id", b"_study_id", "_subject_id", b"_subject_id", "_text", b"_text", "ecg", b"ecg", "embedding", b"embedding", "study_id", b"study_id", "subject_id", b"subject_id", "text", b"text", "vitals", b"vitals", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__study_id: _TypeAlias = _typing.Literal["study_id"]  # noqa: Y015
     _WhichOneofArgType__study_id: _TypeAlias = _typing.Literal["_study_id", b"_study_id"]  # noqa: Y015
+    _WhichOneofReturnType__subject_id: _TypeAlias = _typing.Literal["subject_id"]  # noqa: Y015
+    _WhichOneofArgType__subject_id: _TypeAlias = _typing.Literal["_subject_id", b"_subject_id"]  # noqa: Y015
     _WhichOneofReturnType__text: _TypeAlias = _typing.Literal["text"]  # noqa: Y015
     _WhichOneofArgType__text: _TypeAlias = _typing.Literal["_text", b"_text"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__study_id) -> _WhichOneofReturnType__study_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__subject_id) -> _WhichOneofReturnType__subject_id | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__text) -> _WhichOneofReturnType__text | None: ...
 

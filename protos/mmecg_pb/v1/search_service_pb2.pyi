@@ -40,8 +40,8 @@ class SearchRequest(_message.Message):
     target: _query_pb2.Modality.ValueType
     """The modality whose embeddings are searched. Unspecified means ECG."""
     exclude_same_subject: _builtins.bool
-    """Leaves out the studies of the query's own subject. Unset means yes for a `study_id` query. No other query names a
-    subject: for those, use `filter.exclude_subject_ids`.
+    """Leaves out the studies of the subject that the query is about: that of its `study_id`, and its `subject_id`. Unset
+    means yes.
     """
     page_token: _builtins.str
     """The `next_page_token` of an earlier answer to the same request; empty for the first page."""
@@ -99,7 +99,9 @@ class SearchResponse(_message.Message):
     """Fingerprint of the bundle whose embeddings were compared."""
     @_builtins.property
     def hits(self) -> _containers.RepeatedCompositeFieldContainer[Global___Hit]:
-        """Best first. Always `top_k` of them when that many studies pass the filter."""
+        """Best first. Always `top_k` of them when that many studies pass the filter. All pages together hold at most
+        `max_top_k` hits.
+        """
 
     @_builtins.property
     def plan(self) -> Global___SearchPlan:

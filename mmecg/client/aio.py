@@ -1,0 +1,200 @@
+"""The asyncio client."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, TypeVar, Unpack
+
+import grpc
+import numpy as np
+from google.protobuf.message import Message
+from mmecg_pb.v1 import (
+    corpus_service_pb2,
+    corpus_service_pb2_grpc,
+    embedding_service_pb2,
+    embedding_service_pb2_grpc,
+    info_service_pb2,
+    info_service_pb2_grpc,
+    search_service_pb2,
+    search_service_pb2_grpc,
+)
+from numpy.typing import NDArray
+
+from mmecg.client import requests
+from mmecg.client.channel import ChannelOptions, check_size, checked, credentials
+from mmecg.client.messages import parse_study, render_ecg, render_study, render_vitals
+from mmecg.client.requests import EcgLike, Outcome, SearchArguments, SearchOptions, ServerInfo, as_ecg
+from mmecg.client.retry import pause_for
+from mmecg.client.status import parse_rpc_error
+from mmecg.client.window import Window
+from mmecg.retriever import Query
+from mmecg.search import CorpusStats, SearchResult
+from mmecg.study import Study
+from mmecg.vitals import Vitals
+
+T = TypeVar("T")
+
+
+class AsyncClient:
+    """:class:`mmecg.client.Client` for asyncio: the same methods, awaited or iterated over with ``async for``.
+
+    Make it inside a running event loop.
+
+    Parameters
+    ----------
+    address : str
+        ``host:port``.
+    options : ChannelOptions, optional
+        Timeout, retries, message size and TLS.
+    """
+
+    def __init__(self, address: str = "127.0.0.1:50051", options: ChannelOptions | None = None) -> None:
+        self._options = options or ChannelOptions()
+        tls = credentials(self._options)
+        arguments = self._options.arguments()
+        self._channel = (
+            grpc.aio.secure_channel(address, tls, arguments) if tls else grpc.aio.insecure_channel(address, arguments)
+        )
+        self._embedding = embedding_service_pb2_grpc.EmbeddingServiceStub(self._channel)
+        self._search = search_service_pb2_grpc.SearchServiceStub(self._channel)
+        self._corpus = corpus_service_pb2_grpc.CorpusServiceStub(self._channel)
+        self._info = info_service_pb2_grpc.InfoServiceStub(self._channel)
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection; running calls fail."""
+        await self._channel.close(None)
+
+    async def info(self) -> ServerInfo:
+        """Return the server's version, fingerprint and limits."""
+        return requests.parse_info(await self._call(self._info.GetServerInfo, info_service_pb2.GetServerInfoRequest()))
+
+    async def embed_ecg(
+        self,
+        ecgs: Sequence[EcgLike],
+        *,
+        leads: Sequence[str] | None = None,
+        sampling_rate_hz: float | None = None,
+    ) -> NDArray[np.float32]:
+        """Embed recordings in one call: float32, shape (batch, dim), unit norm."""
+        messages = [render_ecg(as_ecg(ecg, leads=leads, sampling_rate_hz=sampling_rate_hz)) for ecg in ecgs]
+        response = await self._call(self._embedding.EmbedEcg, embedding_service_pb2.EmbedEcgRequest(ecgs=messages))
+        return requests.parse_embeddings(response.embeddings)
+
+    async def embed_text(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Embed texts in one call: float32, shape (batch, dim), unit norm."""
+        response = await self._call(self._embedding.EmbedText, embedding_service_pb2.EmbedTextRequest(texts=texts))
+        return requests.parse_embeddings(response.embeddings)
+
+    async def embed_vitals(self, vitals: Sequence[Vitals]) -> NDArray[np.float32]:
+        """Embed vital signs in one call: float32, shape (batch, dim), unit norm."""
+        request = embedding_service_pb2.EmbedVitalsRequest(vitals=[render_vitals(item) for item in vitals])
+        return requests.parse_embeddings((await self._call(self._embedding.EmbedVitals, request)).embeddings)
+
+    async def embed(self, query: Query) -> NDArray[np.float32]:
+        """Embed a mix: float32, shape (dim,), unit norm."""
+        request = embedding_service_pb2.EmbedRequest(query=requests.render_query(query))
+        return np.asarray((await self._call(self._embedding.Embed, request)).embedding.values, np.float32)
+
+    def embed_many(self, queries: Iterable[Query]) -> AsyncIterator[Outcome[NDArray[np.float32]]]:
+        """Embed in bulk over one stream; outcomes come in the order of the queries."""
+        items = (embedding_service_pb2.EmbedStreamRequest(query=requests.render_query(query)) for query in queries)
+        return self._stream(self._embedding.EmbedStream, items, requests.parse_embed_outcome)
+
+    async def search(self, **arguments: Unpack[SearchArguments]) -> SearchResult:
+        """Find the studies most similar to any mix; see :meth:`mmecg.client.Client.search`."""
+        request = requests.search_request(requests.query_of(arguments), arguments)
+        return requests.parse_search(await self._call(self._search.Search, request))
+
+    def search_many(
+        self, queries: Iterable[Query], **options: Unpack[SearchOptions]
+    ) -> AsyncIterator[Outcome[SearchResult]]:
+        """Search in bulk over one stream; outcomes come in the order of the queries."""
+        items = (
+            search_service_pb2.SearchStreamRequest(request=requests.search_request(query, options)) for query in queries
+        )
+        return self._stream(self._search.SearchStream, items, requests.parse_search_outcome)
+
+    def upsert(self, studies: Iterable[Study]) -> AsyncIterator[Outcome[int]]:
+        """Store studies in bulk over one stream; outcomes (commit sequence numbers) come in the order of the studies.
+
+        Nothing is sent until the outcomes are read: iterate over them.
+        """
+        items = (corpus_service_pb2.UpsertStudiesRequest(study=render_study(study)) for study in studies)
+        return self._stream(self._corpus.UpsertStudies, items, requests.parse_upsert_outcome)
+
+    async def get_study(self, study_id: str, *, with_signal: bool = True) -> Study:
+        """Return a study. Raises ``StudyNotFoundError``."""
+        request = corpus_service_pb2.GetStudyRequest(study_id=study_id, read_mask=requests.signal_mask(with_signal))
+        return parse_study((await self._call(self._corpus.GetStudy, request)).study)
+
+    async def list_studies(
+        self, subject_id: str | None = None, *, page_size: int = 100, with_signal: bool = False
+    ) -> AsyncIterator[Study]:
+        """Yield the studies of a subject, oldest first, or all, page by page. Raises ``SubjectNotFoundError``."""
+        request = requests.list_request(subject_id, page_size, with_signal)
+        while True:
+            response = await self._call(self._corpus.ListStudies, request)
+            for study in response.studies:
+                yield parse_study(study)
+            if not response.next_page_token:
+                return
+            request.page_token = response.next_page_token
+
+    async def delete_study(self, study_id: str) -> int:
+        """Delete a study; return the sequence number of the commit. Raises ``StudyNotFoundError``."""
+        request = corpus_service_pb2.DeleteStudyRequest(study_id=study_id)
+        return int((await self._call(self._corpus.DeleteStudy, request)).sequence)
+
+    async def stats(self) -> CorpusStats:
+        """Return what the corpus holds."""
+        return requests.parse_stats(await self._call(self._corpus.GetStats, corpus_service_pb2.GetStatsRequest()))
+
+    async def _call(self, method: Any, request: Message) -> Any:
+        check_size(request, self._options)
+        deadline = time.monotonic() + self._options.timeout_s
+        bounds = self._options.retry.pauses(deadline)
+        while True:
+            try:
+                return await method(request, timeout=max(deadline - time.monotonic(), 0.001))
+            except grpc.aio.AioRpcError as rpc_error:
+                error = parse_rpc_error(rpc_error)
+            pause = pause_for(error, next(bounds, None), deadline)
+            if pause is None:
+                raise error
+            await asyncio.sleep(pause)
+
+    async def _stream(
+        self, method: Any, items: Iterator[Message], parse: Callable[[int, Any], Outcome[T]]
+    ) -> AsyncIterator[Outcome[T]]:
+        window = Window(checked(items, self._options))
+        bounds = self._options.retry.pauses(float("inf"))
+        while True:
+            answered = window.answered
+            call = method(window.attempt())
+            try:
+                async for response in call:
+                    yield parse(window.answer(), response)
+                window.check()
+                return
+            except grpc.aio.AioRpcError as rpc_error:
+                window.check()
+                error = parse_rpc_error(rpc_error)
+            finally:
+                call.cancel()
+            if window.answered > answered:
+                bounds = self._options.retry.pauses(float("inf"))
+            pause = pause_for(error, next(bounds, None), float("inf"))
+            if pause is None:
+                raise error
+            await asyncio.sleep(pause)

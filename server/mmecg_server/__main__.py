@@ -1,0 +1,125 @@
+"""``python -m mmecg_server``: read the configuration, bind, load, serve, drain on SIGTERM or SIGINT.
+
+Exit codes: 0 after a drain, 1 if bundle or corpus cannot be used, 2 if the configuration cannot.
+This module alone picks the model and the engine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import mmecg
+from mmecg.config import ServerConfig, effective_config, load_config
+from mmecg.datasets.parquet import read_studies
+from mmecg.errors import ConfigError, MmecgError
+from mmecg.retriever import Retriever
+from mmecg_server.interceptors import log, set_up_logging
+from mmecg_server.server import Server
+
+DEMO_CORPUS = Path(mmecg.__file__).parent / "assets" / "demo_corpus.parquet"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the server until a signal comes; return the exit code."""
+    try:
+        config = read_arguments(argv)
+    except ConfigError as error:
+        print(f"mmecg_server: {error}", file=sys.stderr)
+        return 2
+    set_up_logging()
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        return run(config, stop)
+    except ConfigError as error:
+        log("refused_to_start", level=logging.ERROR, reason=str(error))
+        return 2
+    except MmecgError as error:
+        log("refused_to_start", level=logging.ERROR, reason=str(error))
+        return 1
+
+
+def run(config: ServerConfig, stop: threading.Event) -> int:
+    """Serve until ``stop`` is set.
+
+    Raises
+    ------
+    ConfigError
+        The address cannot be bound.
+    ArtifactError
+        Bundle or corpus cannot be used, or they do not share an embedding space.
+    """
+    log("starting", version=mmecg.__version__, config=effective_config(config))
+    with Server(config) as server:
+        log("listening", host=config.host, port=server.port)
+        with open_retriever(config) as retriever:
+            if not stop.is_set():
+                server.serve(retriever)
+                stats = retriever.corpus.stats()
+                log("serving", port=server.port, fingerprint=stats.fingerprint, studies=stats.studies)
+                stop.wait()
+            log("draining")
+            server.stop()
+    return 0
+
+
+@contextmanager
+def open_retriever(config: ServerConfig) -> Iterator[Retriever]:
+    """Load the bundle, open the corpus, and close it at the end.
+
+    Raises
+    ------
+    ArtifactError
+        Bundle or corpus cannot be used, or they do not share an embedding space.
+    """
+    import torch
+    from mmecg_index.corpus import Corpus
+
+    from mmecg.bundle import load_bundle
+
+    if config.torch_threads:
+        torch.set_num_threads(config.torch_threads)
+    encoder = load_bundle(config.bundle).encoder
+    with tempfile.TemporaryDirectory(prefix="mmecg-demo-") as folder:
+        path = config.corpus or Path(folder) / "corpus"
+        corpus = Corpus.open(path, encoder.fingerprint) if path.exists() else Corpus.create(path, encoder.fingerprint)
+        try:
+            retriever = Retriever(encoder, corpus)
+            if config.corpus is None:
+                log("loading_demo_corpus")
+                retriever.ingest(read_studies(DEMO_CORPUS))
+            yield retriever
+        finally:
+            corpus.close()
+
+
+def read_arguments(argv: Sequence[str] | None) -> ServerConfig:
+    """Parse the command line and the configuration file that it names; the command line wins.
+
+    Raises
+    ------
+    ConfigError
+        See :func:`mmecg.config.load_config`.
+    """
+    parser = argparse.ArgumentParser(prog="mmecg_server", description="Serve ECG embedding and search over gRPC.")
+    parser.add_argument("--config", type=Path, help="TOML file; its keys are in server/README.md")
+    parser.add_argument("--corpus", type=Path, help="corpus directory; without one, the demo corpus")
+    parser.add_argument("--bundle", type=Path, help="model bundle directory; without one, the bundled model")
+    parser.add_argument("--host", help="address to bind (127.0.0.1)")
+    parser.add_argument("--port", type=int, help="port to bind (50051); 0 picks a free one")
+    parser.add_argument("--torch-threads", type=int, help="threads of one encoder call")
+    options = vars(parser.parse_args(argv))
+    return load_config(ServerConfig, options.pop("config"), **options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,263 @@
+"""Micro-batching: concurrent encode requests share one encoder call.
+
+There is no timer. One thread a tower takes whatever waits, encodes it, and takes what has gathered meanwhile; an idle
+tower starts at once. So a lone request never waits, and under load batches grow by themselves. The queue is bounded:
+beyond it a request is refused (:class:`OverloadedError`), and one whose caller has left or run out of time is dropped
+before it costs anything.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmecg.ecg import Ecg
+from mmecg.embedding import Encoder
+from mmecg.errors import NotReadyError, OverloadedError
+from mmecg.vitals import Vitals
+
+Item = TypeVar("Item")
+Vectors = NDArray[np.float32]
+
+
+@dataclass(eq=False)
+class Call:
+    """The call on whose behalf a thread works.
+
+    Attributes
+    ----------
+    deadline : float
+        Moment of :func:`time.monotonic` after which the answer is of no use.
+    is_active : callable
+        False once the caller has left.
+    """
+
+    deadline: float
+    is_active: Callable[[], bool] = lambda: True
+
+    def check(self) -> None:
+        """Raise TimeoutError if the deadline has passed or the caller has left."""
+        if time.monotonic() >= self.deadline:
+            raise TimeoutError("the deadline passed before the answer was ready; allow more time, or send less at once")
+        if not self.is_active():
+            raise TimeoutError("the call was cancelled")
+
+
+_CALL: ContextVar[Call | None] = ContextVar("call", default=None)
+
+
+@contextmanager
+def on_behalf_of(call: Call) -> Iterator[None]:
+    """Let encode requests of this thread inherit the deadline of a call."""
+    token = _CALL.set(call)
+    try:
+        yield
+    finally:
+        _CALL.reset(token)
+
+
+def current_call() -> Call:
+    """Return the call of this thread; one without a deadline if there is none."""
+    return _CALL.get() or Call(float("inf"))
+
+
+@dataclass(eq=False)
+class _Ticket(Generic[Item]):
+    items: Sequence[Item]
+    call: Call
+    done: threading.Event = field(default_factory=threading.Event)
+    result: Vectors | None = None
+    error: Exception | None = None
+
+
+class MicroBatcher(Generic[Item]):
+    """Joins the items of concurrent callers into batches of one function.
+
+    Parameters
+    ----------
+    encode : callable
+        Sequence of items to float32, shape (batch, dim). Called from one thread.
+    max_batch : int
+        Most items of one call of ``encode``.
+    max_queue : int
+        Most items that may wait.
+    name : str
+        Of the thread.
+    """
+
+    def __init__(self, encode: Callable[[Sequence[Item]], Vectors], *, max_batch: int, max_queue: int, name: str):
+        self._encode = encode
+        self._max_batch = max_batch
+        self._max_queue = max_queue
+        self._waiting: deque[_Ticket[Item]] = deque()
+        self._items_waiting = 0
+        self._closed = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name=f"batch-{name}", daemon=True)
+        self._thread.start()
+
+    def __call__(self, items: Sequence[Item]) -> Vectors:
+        """Return the embeddings of the items, float32, shape (batch, dim).
+
+        Raises
+        ------
+        OverloadedError
+            More than ``max_queue`` items wait.
+        TimeoutError
+            The deadline of the thread's call passed, or its caller left.
+        """
+        chunks = [items[start : start + self._max_batch] for start in range(0, len(items), self._max_batch)]
+        return np.concatenate([self._submit(chunk) for chunk in chunks]) if len(chunks) != 1 else self._submit(items)
+
+    def close(self) -> None:
+        """Refuse what waits and end the thread after the running batch."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _submit(self, items: Sequence[Item]) -> Vectors:
+        ticket = _Ticket(items, current_call())
+        ticket.call.check()
+        with self._changed:
+            if self._closed:
+                raise NotReadyError("the server is shutting down; send the call to another server, or later")
+            if self._items_waiting + len(items) > self._max_queue:
+                raise OverloadedError(
+                    f"{self._items_waiting} items wait to be encoded and at most {self._max_queue} may; try again later"
+                )
+            self._waiting.append(ticket)
+            self._items_waiting += len(items)
+            self._changed.notify()
+        remaining = ticket.call.deadline - time.monotonic()
+        if not ticket.done.wait(None if remaining == float("inf") else max(remaining, 0.0)):
+            ticket.call.check()
+        if ticket.error is not None:
+            raise ticket.error
+        if ticket.result is None:
+            raise TimeoutError("the call was cancelled")
+        return ticket.result
+
+    def _run(self) -> None:
+        while batch := self._take():
+            try:
+                self._answer(batch)
+            except Exception as error:
+                # One unusable item must not fail the calls that happened to share its batch.
+                if len(batch) == 1:
+                    batch[0].error = error
+                else:
+                    self._answer_singly(batch)
+            for ticket in batch:
+                ticket.done.set()
+
+    def _take(self) -> list[_Ticket[Item]]:
+        """Wait for work; return the tickets of the next batch, none at the end."""
+        with self._changed:
+            while True:
+                while not self._waiting and not self._closed:
+                    self._changed.wait()
+                if self._closed:
+                    self._refuse_all()
+                    return []
+                batch: list[_Ticket[Item]] = []
+                size = 0
+                while self._waiting and size + len(self._waiting[0].items) <= self._max_batch:
+                    ticket = self._waiting.popleft()
+                    self._items_waiting -= len(ticket.items)
+                    if self._is_wanted(ticket):
+                        batch.append(ticket)
+                        size += len(ticket.items)
+                if batch:
+                    return batch
+
+    def _answer(self, batch: Sequence[_Ticket[Item]]) -> None:
+        vectors = self._encode(list(itertools.chain.from_iterable(ticket.items for ticket in batch)))
+        start = 0
+        for ticket in batch:
+            ticket.result = vectors[start : start + len(ticket.items)]
+            start += len(ticket.items)
+
+    def _answer_singly(self, batch: Sequence[_Ticket[Item]]) -> None:
+        for ticket in batch:
+            try:
+                self._answer([ticket])
+            except Exception as error:
+                ticket.error = error
+
+    @staticmethod
+    def _is_wanted(ticket: _Ticket[Item]) -> bool:
+        try:
+            ticket.call.check()
+        except TimeoutError as error:
+            ticket.error = error
+            ticket.done.set()
+            return False
+        return True
+
+    def _refuse_all(self) -> None:
+        for ticket in self._waiting:
+            ticket.error = NotReadyError("the server is shutting down; send the call to another server, or later")
+            ticket.done.set()
+        self._waiting.clear()
+        self._items_waiting = 0
+
+
+class BatchingEncoder:
+    """An :class:`mmecg.embedding.Encoder` whose concurrent callers share batches, one batcher a tower.
+
+    Parameters
+    ----------
+    encoder : Encoder
+        The model.
+    max_batch, max_queue : int
+        See :class:`MicroBatcher`.
+    """
+
+    def __init__(self, encoder: Encoder, *, max_batch: int, max_queue: int) -> None:
+        self._encoder = encoder
+        self._ecg: MicroBatcher[Ecg] = MicroBatcher(
+            encoder.encode_ecg, max_batch=max_batch, max_queue=max_queue, name="ecg"
+        )
+        self._text: MicroBatcher[str] = MicroBatcher(
+            encoder.encode_text, max_batch=max_batch, max_queue=max_queue, name="text"
+        )
+        self._vitals: MicroBatcher[Vitals] = MicroBatcher(
+            encoder.encode_vitals, max_batch=max_batch, max_queue=max_queue, name="vitals"
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the bundle."""
+        return self._encoder.fingerprint
+
+    def encode_ecg(self, ecgs: Sequence[Ecg]) -> Vectors:
+        """Return float32, shape (batch, dim), unit norm."""
+        return self._ecg(ecgs)
+
+    def encode_text(self, texts: Sequence[str]) -> Vectors:
+        """Return float32, shape (batch, dim), unit norm."""
+        return self._text(texts)
+
+    def encode_vitals(self, vitals: Sequence[Vitals]) -> Vectors:
+        """Return float32, shape (batch, dim), unit norm."""
+        return self._vitals(vitals)
+
+    def ecg_features(self, ecgs: Sequence[Ecg]) -> Vectors:
+        """Return float32, shape (batch, features); not batched across callers."""
+        return self._encoder.ecg_features(ecgs)
+
+    def close(self) -> None:
+        """End the three threads."""
+        for batcher in (self._ecg, self._text, self._vitals):
+            batcher.close()

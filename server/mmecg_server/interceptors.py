@@ -1,0 +1,221 @@
+"""What surrounds every mmecg.v1 call: admission, deadline, errors to statuses, and one log line.
+
+The log line says which method, which code and how long, and nothing that came with the request. An internal error adds
+a line with its error id, the exception's type and the places in the code it came through, but not its text, which may
+quote what a caller sent.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+from google.rpc import status_pb2
+from grpc_status import rpc_status
+
+from mmecg.config import LimitsConfig
+from mmecg.errors import InvalidInputError, NotReadyError, OverloadedError, QueryError, ReportError
+from mmecg_server.batching import Call, on_behalf_of
+from mmecg_server.status import error_id_of, render_status
+
+LOGGER = logging.getLogger("mmecg_server")
+
+_PREFIX = "/mmecg.v1."
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time, level, event, and the fields given as ``extra={"fields": {...}}``.
+
+    A record of another library carries its logger's name and nothing of its text: that may quote a request.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        line: dict[str, Any] = {"time": moment, "level": record.levelname.lower()}
+        if record.name == LOGGER.name:
+            line |= {"event": record.getMessage()} | getattr(record, "fields", {})
+        else:
+            line |= {"event": "library", "logger": record.name, "line": f"{record.module}:{record.lineno}"}
+        return json.dumps(line)
+
+
+def log(event: str, *, level: int = logging.INFO, **fields: Any) -> None:
+    """Write one structured log line. Callers pass no clinical content and no identifiers of studies or subjects."""
+    LOGGER.log(level, event, extra={"fields": fields})
+
+
+def set_up_logging(level: int = logging.INFO) -> None:
+    """Send all logs of the process to standard error as JSON lines."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    LOGGER.setLevel(level)
+
+
+def report(error: Exception, request: Message | None = None) -> status_pb2.Status:
+    """Return the status of an error; an internal one is logged under the id that the status carries."""
+    status = render_status(error, request)
+    error_id = error_id_of(status)
+    if error_id is not None:
+        frames = traceback.extract_tb(error.__traceback__)
+        places = [f"{frame.filename.rpartition('/')[2]}:{frame.lineno}:{frame.name}" for frame in frames]
+        log("internal_error", level=logging.ERROR, error_id=error_id, type=type(error).__name__, places=places)
+    return status
+
+
+class Gate:
+    """Admission: a bounded number of unary calls and of streams at the same time, none once draining.
+
+    Parameters
+    ----------
+    limits : LimitsConfig
+    """
+
+    def __init__(self, limits: LimitsConfig) -> None:
+        self._room = {False: limits.max_in_flight, True: limits.max_streams}
+        self._limit = dict(self._room)
+        self._lock = threading.Lock()
+        self._draining = threading.Event()
+
+    def drain(self) -> None:
+        """Refuse calls from now on, and let streams end at their next chunk."""
+        self._draining.set()
+
+    def check(self) -> None:
+        """Raise NotReadyError once draining."""
+        if self._draining.is_set():
+            raise NotReadyError("the server is shutting down; send the call to another server, or later")
+
+    @contextmanager
+    def enter(self, *, streaming: bool) -> Iterator[None]:
+        """Hold a place for the time of a call.
+
+        Raises
+        ------
+        OverloadedError
+            No place is free.
+        NotReadyError
+            The server is draining.
+        """
+        self.check()
+        with self._lock:
+            if not self._room[streaming]:
+                what = "streams" if streaming else "calls"
+                raise OverloadedError(f"{self._limit[streaming]} {what} are being served, the most allowed; try again")
+            self._room[streaming] -= 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._room[streaming] += 1
+
+
+class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]  # not generic at run time
+    """Puts every mmecg.v1 method behind the gate, under its deadline, and turns what it raises into a status.
+
+    Parameters
+    ----------
+    gate : Gate
+    limits : LimitsConfig
+    """
+
+    def __init__(self, gate: Gate, limits: LimitsConfig) -> None:
+        self._gate = gate
+        self._limits = limits
+
+    def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler[Any, Any] | None],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Wrap the handler of a unary or bidirectional method; leave other services (health, reflection) alone."""
+        handler = continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or handler.request_deserializer is None or not method.startswith(_PREFIX):
+            return handler
+        decode = _tolerant(handler.request_deserializer)
+        if serve_stream := handler.stream_stream:
+
+            def stream(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Message]:
+                with self._call(method, context, streaming=True):
+                    yield from serve_stream(map(_checked, requests), context)
+
+            return grpc.stream_stream_rpc_method_handler(stream, decode, handler.response_serializer)
+        serve_unary = handler.unary_unary
+        assert serve_unary is not None  # noqa: S101  (mmecg.v1 has no other kind of method)
+
+        def unary(request: Any, context: grpc.ServicerContext) -> Message | None:
+            with self._call(method, context, request=request):
+                response: Message = serve_unary(_checked(request), context)
+                self._check_size(response)
+                return response
+            return None
+
+        return grpc.unary_unary_rpc_method_handler(unary, decode, handler.response_serializer)
+
+    @contextmanager
+    def _call(
+        self, method: str, context: grpc.ServicerContext, *, streaming: bool = False, request: Any = None
+    ) -> Iterator[None]:
+        started, status = time.monotonic(), None
+        try:
+            with self._gate.enter(streaming=streaming), on_behalf_of(self._deadline(context, streaming=streaming)):
+                yield
+        except Exception as error:
+            status = report(error, request if isinstance(request, Message) else None)
+        finally:
+            code = "OK" if status is None else grpc_code(status.code).name
+            log("call", method=method, code=code, duration_ms=round(1000 * (time.monotonic() - started), 2))
+        if status is not None:
+            context.abort_with_status(rpc_status.to_status(status))
+
+    def _deadline(self, context: grpc.ServicerContext, *, streaming: bool) -> Call:
+        """Return the caller's deadline; a unary call gets at most the default, a stream may last as it likes."""
+        remaining = context.time_remaining()
+        limit = float("inf") if streaming else self._limits.default_deadline_s
+        return Call(time.monotonic() + min(limit, limit if remaining is None else remaining), context.is_active)
+
+    def _check_size(self, response: Message) -> None:
+        if response.ByteSize() > self._limits.max_message_bytes:
+            raise QueryError(
+                f"the answer has {response.ByteSize()} bytes, expected at most {self._limits.max_message_bytes}; "
+                "ask for fewer results, or leave `ecg` out of read_mask"
+            )
+
+
+def grpc_code(number: int) -> grpc.StatusCode:
+    """Return the status code of a number."""
+    return next(code for code in grpc.StatusCode if code.value[0] == number)
+
+
+def _tolerant(deserialize: Callable[[bytes], Message]) -> Callable[[bytes], Message | InvalidInputError]:
+    """Return a deserializer that hands on what is wrong; gRPC would answer INTERNAL without saying it."""
+
+    def decode(content: bytes) -> Message | InvalidInputError:
+        try:
+            return deserialize(content)
+        except DecodeError as error:
+            if "UTF-8" in str(error):
+                return ReportError("a text of the request is not UTF-8; convert it to UTF-8", field="text")
+            return InvalidInputError(
+                f"the request's {len(content)} bytes cannot be decoded as its message; they are cut or of another type"
+            )
+
+    return decode
+
+
+def _checked(request: Message | InvalidInputError) -> Message:
+    if isinstance(request, InvalidInputError):
+        raise request
+    return request

@@ -1,0 +1,121 @@
+"""Building, starting and draining the gRPC server around a backend."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from mmecg.config import ServerConfig
+from mmecg.errors import ConfigError
+from mmecg.retriever import Retriever
+from mmecg_server.batching import BatchingEncoder
+from mmecg_server.interceptors import CallInterceptor, Gate, log
+from mmecg_server.service import SERVICES, Backend, add_services
+
+SPARE_THREADS = 8
+"""Threads beyond those of admitted calls: they answer health checks, and refuse calls beyond the limits at once."""
+
+KEEPALIVE_MS = 30_000
+
+
+class Server:
+    """A gRPC server: bound and NOT_SERVING when built, SERVING after :meth:`serve`, drained by :meth:`stop`.
+
+    Parameters
+    ----------
+    config : ServerConfig
+
+    Raises
+    ------
+    ConfigError
+        The address cannot be bound, or a TLS file cannot be read.
+    """
+
+    def __init__(self, config: ServerConfig) -> None:
+        limits = config.limits
+        self._config = config
+        self._gate = Gate(limits)
+        self._backend = Backend(self._gate, limits)
+        self._encoder: BatchingEncoder | None = None
+        threads = limits.max_in_flight + limits.max_streams + SPARE_THREADS
+        self._server = grpc.server(
+            ThreadPoolExecutor(threads, thread_name_prefix="call"),
+            interceptors=[CallInterceptor(self._gate, limits)],
+            options=[
+                ("grpc.max_receive_message_length", limits.max_message_bytes),
+                ("grpc.max_send_message_length", limits.max_message_bytes),
+                # A second server on the same port would take half of the calls without a word.
+                ("grpc.so_reuseport", 0),
+                ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+            ],
+            # The bound behind the bound: more calls than threads are refused by gRPC itself.
+            maximum_concurrent_rpcs=2 * threads,
+        )
+        self._health = health.HealthServicer(experimental_non_blocking=True)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        add_services(self._server, self._backend)
+        if config.reflection:
+            names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, self._server)
+        self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        self.port = self._bind()
+        self._server.start()
+
+    def serve(self, retriever: Retriever) -> None:
+        """Answer calls from now on, with concurrent calls sharing encoder batches.
+
+        Parameters
+        ----------
+        retriever : Retriever
+            Around the bare encoder.
+        """
+        limits = self._config.limits
+        self._encoder = BatchingEncoder(retriever.encoder, max_batch=limits.max_batch, max_queue=limits.max_queue)
+        self._backend.retriever = Retriever(self._encoder, retriever.corpus)
+        self._set_health(health_pb2.HealthCheckResponse.SERVING)
+
+    def stop(self) -> None:
+        """Say NOT_SERVING, refuse new calls, let running ones end within ``drain_s``, then close."""
+        self._health.enter_graceful_shutdown()
+        self._gate.drain()
+        self._server.stop(self._config.drain_s).wait()
+        if self._encoder is not None:
+            self._encoder.close()
+        log("stopped")
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+        for name in ("", *SERVICES):
+            self._health.set(name, status)
+
+    def _bind(self) -> int:
+        config, tls = self._config, self._config.tls
+        host = f"[{config.host}]" if ":" in config.host else config.host
+        address = f"{host}:{config.port}"
+        try:
+            if tls.certificate is None or tls.key is None:
+                return int(self._server.add_insecure_port(address))
+            return int(self._server.add_secure_port(address, _credentials(tls.certificate, tls.key, tls.client_ca)))
+        except RuntimeError:
+            raise ConfigError(f"address {address} cannot be bound; is another server there?") from None
+
+
+def _credentials(certificate: Path, key: Path, client_ca: Path | None) -> grpc.ServerCredentials:
+    try:
+        pair = (key.read_bytes(), certificate.read_bytes())
+        authority = None if client_ca is None else client_ca.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"TLS file {error.filename} cannot be read ({error.strerror})") from None
+    return grpc.ssl_server_credentials([pair], authority, require_client_auth=authority is not None)

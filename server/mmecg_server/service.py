@@ -1,0 +1,281 @@
+"""The four services. Every method parses, calls, renders; what surrounds a call is in ``interceptors.py``.
+
+The services see protocols only: an encoder and a corpus behind a :class:`mmecg.retriever.Retriever`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import grpc
+from google.rpc import status_pb2
+from mmecg_pb.v1 import (
+    corpus_service_pb2,
+    corpus_service_pb2_grpc,
+    embedding_service_pb2,
+    embedding_service_pb2_grpc,
+    info_service_pb2,
+    info_service_pb2_grpc,
+    search_service_pb2,
+    search_service_pb2_grpc,
+)
+
+from mmecg.client.messages import parse_ecg, parse_study, parse_vitals, render_embedding
+from mmecg.config import LimitsConfig
+from mmecg.errors import NotReadyError
+from mmecg.retriever import Retriever
+from mmecg.search import SearchResult
+from mmecg.study import Study, check_id
+from mmecg_server import convert
+from mmecg_server.interceptors import Gate
+from mmecg_server.streaming import ChunkReader, answer_stream
+
+SERVICES = (
+    "mmecg.v1.EmbeddingService",
+    "mmecg.v1.SearchService",
+    "mmecg.v1.CorpusService",
+    "mmecg.v1.InfoService",
+)
+
+
+class Backend:
+    """What the services share: the retriever once it is loaded, the gate and the limits.
+
+    Parameters
+    ----------
+    gate : Gate
+    limits : LimitsConfig
+    """
+
+    def __init__(self, gate: Gate, limits: LimitsConfig) -> None:
+        self.gate = gate
+        self.limits = limits
+        self._retriever: Retriever | None = None
+
+    @property
+    def retriever(self) -> Retriever:
+        """The retriever.
+
+        Raises
+        ------
+        NotReadyError
+            It is still loading.
+        """
+        if self._retriever is None:
+            raise NotReadyError("the server is loading its model and corpus; try again in a moment")
+        return self._retriever
+
+    @retriever.setter
+    def retriever(self, retriever: Retriever) -> None:
+        self._retriever = retriever
+
+    def chunks(self, requests: Iterator[Any]) -> ChunkReader[Any]:
+        """Read a stream in chunks that fit the encoder and one message's share of memory."""
+        return ChunkReader(requests, max_items=self.limits.max_batch, max_bytes=self.limits.max_message_bytes)
+
+
+class EmbeddingService(embedding_service_pb2_grpc.EmbeddingServiceServicer):
+    """Encoders as a service; see ``embedding_service.proto``."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    def EmbedEcg(  # noqa: N802
+        self, request: embedding_service_pb2.EmbedEcgRequest, context: grpc.ServicerContext
+    ) -> embedding_service_pb2.EmbedEcgResponse:
+        """Embed recordings."""
+        encoder = self._backend.retriever.encoder
+        convert.check_batch(request.ecgs, "ecgs", self._backend.limits)
+        ecgs = convert.parse_each(parse_ecg, request.ecgs, "ecgs")
+        return embedding_service_pb2.EmbedEcgResponse(
+            embeddings=convert.render_embeddings(encoder.encode_ecg(ecgs), encoder.fingerprint),
+            qualities=[convert.render_quality(ecg) for ecg in ecgs],
+        )
+
+    def EmbedText(  # noqa: N802
+        self, request: embedding_service_pb2.EmbedTextRequest, context: grpc.ServicerContext
+    ) -> embedding_service_pb2.EmbedTextResponse:
+        """Embed texts."""
+        encoder = self._backend.retriever.encoder
+        convert.check_batch(request.texts, "texts", self._backend.limits)
+        texts = convert.parse_each(convert.parse_text, request.texts, "texts")
+        return embedding_service_pb2.EmbedTextResponse(
+            embeddings=convert.render_embeddings(encoder.encode_text(texts), encoder.fingerprint)
+        )
+
+    def EmbedVitals(  # noqa: N802
+        self, request: embedding_service_pb2.EmbedVitalsRequest, context: grpc.ServicerContext
+    ) -> embedding_service_pb2.EmbedVitalsResponse:
+        """Embed vital signs."""
+        encoder = self._backend.retriever.encoder
+        convert.check_batch(request.vitals, "vitals", self._backend.limits)
+        vitals = convert.parse_each(parse_vitals, request.vitals, "vitals")
+        return embedding_service_pb2.EmbedVitalsResponse(
+            embeddings=convert.render_embeddings(encoder.encode_vitals(vitals), encoder.fingerprint)
+        )
+
+    def Embed(  # noqa: N802
+        self, request: embedding_service_pb2.EmbedRequest, context: grpc.ServicerContext
+    ) -> embedding_service_pb2.EmbedResponse:
+        """Embed a mix."""
+        retriever = self._backend.retriever
+        vector = retriever.embed([convert.parse_query(request.query)])[0]
+        return embedding_service_pb2.EmbedResponse(embedding=render_embedding(vector, retriever.encoder.fingerprint))
+
+    def EmbedStream(  # noqa: N802
+        self, request_iterator: Iterator[embedding_service_pb2.EmbedStreamRequest], context: grpc.ServicerContext
+    ) -> Iterator[embedding_service_pb2.EmbedStreamResponse]:
+        """Embed in bulk."""
+        backend, retriever = self._backend, self._backend.retriever
+        reader = backend.chunks(request_iterator)
+        fingerprint = retriever.encoder.fingerprint
+        for item, answer in answer_stream(
+            reader, backend.gate, lambda one: convert.parse_query(one.query), lambda some: list(retriever.embed(some))
+        ):
+            if isinstance(answer, status_pb2.Status):
+                yield embedding_service_pb2.EmbedStreamResponse(item=item, status=answer)
+            else:
+                embedding = render_embedding(answer, fingerprint)
+                yield embedding_service_pb2.EmbedStreamResponse(item=item, embedding=embedding)
+
+
+class SearchService(search_service_pb2_grpc.SearchServiceServicer):
+    """Similarity search; see ``search_service.proto``."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    def Search(  # noqa: N802
+        self, request: search_service_pb2.SearchRequest, context: grpc.ServicerContext
+    ) -> search_service_pb2.SearchResponse:
+        """Answer one query."""
+        retriever = self._backend.retriever
+        search = convert.parse_search(request)
+        result = retriever.search([search.query], **search.options)[0]
+        return convert.render_result(result, search.fields, retriever.encoder.fingerprint)
+
+    def SearchStream(  # noqa: N802
+        self, request_iterator: Iterator[search_service_pb2.SearchStreamRequest], context: grpc.ServicerContext
+    ) -> Iterator[search_service_pb2.SearchStreamResponse]:
+        """Answer queries in bulk."""
+        backend, retriever = self._backend, self._backend.retriever
+        reader = backend.chunks(request_iterator)
+        fingerprint = retriever.encoder.fingerprint
+        for item, answer in answer_stream(
+            reader,
+            backend.gate,
+            lambda one: convert.parse_search(one.request),
+            lambda some: search_all(retriever, some),
+        ):
+            if isinstance(answer, status_pb2.Status):
+                yield search_service_pb2.SearchStreamResponse(item=item, status=answer)
+            else:
+                search, result = answer
+                response = convert.render_result(result, search.fields, fingerprint)
+                yield search_service_pb2.SearchStreamResponse(item=item, response=response)
+
+
+class CorpusService(corpus_service_pb2_grpc.CorpusServiceServicer):
+    """The corpus; see ``corpus_service.proto``."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    def UpsertStudies(  # noqa: N802
+        self, request_iterator: Iterator[corpus_service_pb2.UpsertStudiesRequest], context: grpc.ServicerContext
+    ) -> Iterator[corpus_service_pb2.UpsertStudiesResponse]:
+        """Store studies in bulk."""
+        backend, retriever = self._backend, self._backend.retriever
+        reader = backend.chunks(request_iterator)
+        for item, answer in answer_stream(
+            reader, backend.gate, lambda one: parse_study(one.study), lambda some: ingest_all(retriever, some)
+        ):
+            if isinstance(answer, status_pb2.Status):
+                yield corpus_service_pb2.UpsertStudiesResponse(item=item, status=answer)
+            else:
+                yield corpus_service_pb2.UpsertStudiesResponse(item=item, sequence=answer)
+
+    def GetStudy(  # noqa: N802
+        self, request: corpus_service_pb2.GetStudyRequest, context: grpc.ServicerContext
+    ) -> corpus_service_pb2.GetStudyResponse:
+        """Return a study."""
+        fields = convert.parse_mask(request.read_mask, default=convert.STUDY_FIELDS)
+        study_id = check_id(request.study_id, "study_id")
+        study = self._backend.retriever.corpus.get([study_id], with_signal="ecg" in fields)[0]
+        return corpus_service_pb2.GetStudyResponse(study=convert.render_masked(study, fields))
+
+    def ListStudies(  # noqa: N802
+        self, request: corpus_service_pb2.ListStudiesRequest, context: grpc.ServicerContext
+    ) -> corpus_service_pb2.ListStudiesResponse:
+        """List studies."""
+        corpus = self._backend.retriever.corpus
+        fields = convert.parse_mask(request.read_mask, default=convert.WITHOUT_SIGNAL)
+        study_ids, token = corpus.list_studies(
+            subject_id=check_id(request.subject_id, "subject_id") if request.HasField("subject_id") else None,
+            page_size=convert.parse_page_size(request),
+            page_token=request.page_token,
+        )
+        studies = [convert.render_masked(study, fields) for study in corpus.get(study_ids, with_signal="ecg" in fields)]
+        return corpus_service_pb2.ListStudiesResponse(studies=studies, next_page_token=token)
+
+    def DeleteStudy(  # noqa: N802
+        self, request: corpus_service_pb2.DeleteStudyRequest, context: grpc.ServicerContext
+    ) -> corpus_service_pb2.DeleteStudyResponse:
+        """Delete a study."""
+        sequence = self._backend.retriever.corpus.delete(check_id(request.study_id, "study_id"))
+        return corpus_service_pb2.DeleteStudyResponse(sequence=sequence)
+
+    def GetStats(  # noqa: N802
+        self, request: corpus_service_pb2.GetStatsRequest, context: grpc.ServicerContext
+    ) -> corpus_service_pb2.GetStatsResponse:
+        """Say what the corpus holds."""
+        return convert.render_stats(self._backend.retriever.corpus.stats())
+
+
+class InfoService(info_service_pb2_grpc.InfoServiceServicer):
+    """What runs here; see ``info_service.proto``."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    def GetServerInfo(  # noqa: N802
+        self, request: info_service_pb2.GetServerInfoRequest, context: grpc.ServicerContext
+    ) -> info_service_pb2.GetServerInfoResponse:
+        """Return version, fingerprint and limits."""
+        return convert.render_info(self._backend.retriever.encoder.fingerprint, self._backend.limits)
+
+
+def add_services(server: grpc.Server, backend: Backend) -> None:
+    """Register the four services."""
+    embedding_service_pb2_grpc.add_EmbeddingServiceServicer_to_server(EmbeddingService(backend), server)
+    search_service_pb2_grpc.add_SearchServiceServicer_to_server(SearchService(backend), server)
+    corpus_service_pb2_grpc.add_CorpusServiceServicer_to_server(CorpusService(backend), server)
+    info_service_pb2_grpc.add_InfoServiceServicer_to_server(InfoService(backend), server)
+
+
+def search_all(retriever: Retriever, searches: Sequence[convert.Search]) -> list[tuple[convert.Search, SearchResult]]:
+    """Answer searches in their order; neighbours with the same options share one call."""
+    answers: list[tuple[convert.Search, SearchResult]] = []
+    for options, group in itertools.groupby(searches, key=lambda search: search.options):
+        members = list(group)
+        # A page token belongs to one query.
+        calls = [[member] for member in members] if options["page_token"] else [members]
+        for call in calls:
+            results = retriever.search([search.query for search in call], **options)
+            answers.extend(zip(call, results, strict=True))
+    return answers
+
+
+def ingest_all(retriever: Retriever, studies: Sequence[Study]) -> list[int]:
+    """Store studies in their order, in as few commits as keep the last of two versions of one study last."""
+    sequences: list[int] = []
+    batch: dict[str, Study] = {}
+    for study in studies:
+        if study.study_id in batch:
+            sequences.extend([retriever.ingest(list(batch.values()))] * len(batch))
+            batch = {}
+        batch[study.study_id] = study
+    sequences.extend([retriever.ingest(list(batch.values()))] * len(batch))
+    return sequences

@@ -1,0 +1,149 @@
+"""Bulk streams: requests are taken in the chunks in which they arrive, and answered one by one in their order."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Generic, TypeVar
+
+from google.protobuf.message import Message
+from google.rpc import status_pb2
+
+from mmecg.errors import OverloadedError
+from mmecg_server.batching import current_call
+from mmecg_server.interceptors import Gate, report
+
+Request = TypeVar("Request", bound=Message)
+Parsed = TypeVar("Parsed")
+Answer = TypeVar("Answer")
+
+RETRY_PAUSE_S = 0.02
+
+
+class ChunkReader(Generic[Request]):
+    """Iterates over what has arrived of a stream: chunks of at least one request and no more than the limits.
+
+    A thread reads ahead up to the limits and then lets gRPC's flow control hold the sender. A lone request is handed on
+    at once.
+
+    Parameters
+    ----------
+    requests : iterator of messages
+    max_items, max_bytes : int
+        Limits of a chunk, and of what is read ahead; one message is let in whatever its size.
+    """
+
+    def __init__(self, requests: Iterator[Request], *, max_items: int, max_bytes: int) -> None:
+        self._requests = requests
+        self._max_items = max_items
+        self._max_bytes = max_bytes
+        self._changed = threading.Condition()
+        self._chunk: list[Request] = []
+        self._bytes = 0
+        self._ended = False
+        self._error: Exception | None = None
+        threading.Thread(target=self._read, name="stream-reader", daemon=True).start()
+
+    def __iter__(self) -> Iterator[list[Request]]:
+        """Yield chunks; raise what the stream raised once all before it were handed on."""
+        while chunk := self._take():
+            yield chunk
+        if self._error is not None:
+            raise self._error
+
+    def close(self) -> None:
+        """Let the reading thread end."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+    def _take(self) -> list[Request]:
+        with self._changed:
+            while not self._chunk and not self._ended:
+                self._changed.wait()
+            chunk, self._chunk, self._bytes = self._chunk, [], 0
+            self._changed.notify_all()
+            return chunk
+
+    def _read(self) -> None:
+        try:
+            for request in self._requests:
+                with self._changed:
+                    while self._is_full() and not self._ended:
+                        self._changed.wait()
+                    if self._ended:
+                        return
+                    self._chunk.append(request)
+                    self._bytes += request.ByteSize()
+                    self._changed.notify_all()
+        except Exception as error:
+            self._error = error
+        finally:
+            self.close()
+
+    def _is_full(self) -> bool:
+        return len(self._chunk) >= self._max_items or self._bytes >= self._max_bytes
+
+
+def answer_stream(
+    reader: ChunkReader[Request],
+    gate: Gate,
+    parse: Callable[[Request], Parsed],
+    answer: Callable[[Sequence[Parsed]], Sequence[Answer]],
+) -> Iterator[tuple[int, Answer | status_pb2.Status]]:
+    """Yield position and answer, or position and status, of every request of a stream.
+
+    Parameters
+    ----------
+    reader : ChunkReader
+    gate : Gate
+        Ends the stream at the next chunk once it drains.
+    parse : callable
+        Request to checked arguments; what it raises becomes the status of that request.
+    answer : callable
+        Checked arguments of a chunk to answers, all or nothing. If it fails, the chunk is answered one by one, so that
+        one unusable request does not fail the others. While the encoder's queue is full, the stream waits.
+    """
+    item = 0
+    try:
+        for chunk in reader:
+            gate.check()
+            parsed = [_attempt(parse, request) for request in chunk]
+            good = [outcome for outcome in parsed if not isinstance(outcome, status_pb2.Status)]
+            answers = iter(_answer_chunk(answer, good))
+            for outcome in parsed:
+                yield item, outcome if isinstance(outcome, status_pb2.Status) else next(answers)
+                item += 1
+    finally:
+        reader.close()
+
+
+def _answer_chunk(
+    answer: Callable[[Sequence[Parsed]], Sequence[Answer]], parsed: Sequence[Parsed]
+) -> Sequence[Answer | status_pb2.Status]:
+    if not parsed:
+        return []
+    try:
+        return _patiently(answer, parsed)
+    except Exception as error:
+        if len(parsed) == 1:
+            return [report(error)]
+    return [_answer_chunk(answer, [one])[0] for one in parsed]
+
+
+def _patiently(answer: Callable[[Sequence[Parsed]], Sequence[Answer]], parsed: Sequence[Parsed]) -> Sequence[Answer]:
+    """Answer; while the encoder's queue is full, wait, which holds the sender through flow control."""
+    while True:
+        try:
+            return answer(parsed)
+        except OverloadedError:
+            current_call().check()
+            time.sleep(RETRY_PAUSE_S)
+
+
+def _attempt(parse: Callable[[Request], Parsed], request: Request) -> Parsed | status_pb2.Status:
+    try:
+        return parse(request)
+    except Exception as error:
+        return report(error, request)
