@@ -22,9 +22,9 @@ from mmecg.errors import MmecgError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-CHUNK_ITEMS = 64
-MIN_PARALLEL_ITEMS = 512
-"""Below this, starting worker processes (about a second) costs more than it saves."""
+CHUNK_ITEMS = 128
+MIN_PARALLEL_ITEMS = 4096
+"""Below this, starting worker processes (seconds, more on a busy machine) costs more than it saves."""
 
 
 @dataclass(frozen=True)

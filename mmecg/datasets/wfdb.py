@@ -390,7 +390,7 @@ def _to_millivolt(signal: WfdbSignal, counts: NDArray[Any]) -> NDArray[np.float3
             "add the gain to the header",
             field="ecg.unit",
         )
-    millivolt = ((counts - np.float64(signal.baseline)) * (scale / signal.gain_per_unit)).astype(np.float32)
+    millivolt = ((counts - np.float64(signal.baseline)) / (signal.gain_per_unit / scale)).astype(np.float32)
     missing = MISSING_SAMPLE.get(signal.format)
     if missing is not None:
         millivolt[counts == missing] = np.nan
