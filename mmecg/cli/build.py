@@ -1,0 +1,108 @@
+"""``mmecg build``: embed studies and store them as a corpus."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mmecg.datasets.bulk import BulkReport
+    from mmecg.search import CorpusStats
+    from mmecg.study import Study
+
+_EXAMPLES = """\
+examples:
+  mmecg build --data ptb-xl/ --out corpus/             a PTB-XL folder
+  mmecg build --data studies.parquet --out corpus/     a table of studies
+  mmecg build --data records/ --out corpus/ --append   more WFDB records into the same corpus
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
+    """Add the command's arguments."""
+    parser = subparsers.add_parser(
+        "build",
+        help="embed studies and store them as a corpus",
+        description="Read studies, embed their ECG, text and vitals, and store both as a corpus that search and serve "
+        "open. Records that cannot be read are skipped and listed; the exit code is 1 then.",
+        epilog=_EXAMPLES,
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        help="PTB-XL folder, MIMIC-IV-ECG folder, .parquet table of studies, or folder of WFDB records",
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="CORPUS", help="folder to write; must be new")
+    parser.add_argument("--append", action="store_true", help="add to the corpus that is there; replaces equal ids")
+    parser.add_argument("--bundle", type=Path, help="model bundle; default the one that ships with mmecg")
+    parser.add_argument(
+        "--sampling-rate-hz", type=int, choices=(100, 500), default=100, help="which copy of PTB-XL to read (100)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Build a corpus, or add to one."""
+    from mmecg_index.corpus import Corpus
+
+    from mmecg.bundle import load_bundle
+    from mmecg.cli.inputs import open_studies
+    from mmecg.cli.output import check_new, progress
+    from mmecg.errors import InvalidInputError
+    from mmecg.retriever import Retriever
+
+    if not args.append:
+        check_new(args.out, "corpus")
+    source = open_studies(args.data, sampling_rate_hz=args.sampling_rate_hz)
+    encoder = load_bundle(args.bundle).encoder
+    with nullcontext(args.out) if args.append else _new_folder(args.out) as folder:
+        with closing((Corpus.open if args.append else Corpus.create)(folder, encoder.fingerprint)) as corpus:
+            with progress("embedding studies", len(source)) as advance:
+                Retriever(encoder, corpus).ingest(_counted(source, advance))
+            stats = corpus.stats()
+        if source.report.read == 0:
+            _print_outcome(args, source.report, stats)
+            raise InvalidInputError(
+                f"none of the {len(source)} records of {args.data} could be read; nothing was built"
+            )
+    _print_outcome(args, source.report, stats)
+    return 0 if source.report.ok else 1
+
+
+@contextmanager
+def _new_folder(path: Path) -> Iterator[Path]:
+    """Yield a folder beside ``path`` that takes its place at the end, or vanishes after an error."""
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        yield partial
+        partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _counted(studies: Iterable[Study], advance: Callable[[int], None]) -> Iterator[Study]:
+    for study in studies:
+        yield study
+        advance(1)
+
+
+def _print_outcome(args: argparse.Namespace, report: BulkReport, stats: CorpusStats) -> None:
+    from mmecg.cli.output import print_json, print_skipped, print_table
+
+    if args.json:
+        skipped = report.failures.to_dicts()
+        print_json({"corpus": str(args.out), "read": report.read, "skipped": skipped, **asdict(stats)})
+        return
+    if not report.ok:
+        print_skipped(report.failures)
+    counts = [[name, str(count)] for name, count in stats.embeddings.items()]
+    rows = [["studies", str(stats.studies)], ["subjects", str(stats.subjects)], *counts]
+    print_table(f"{args.out}: {report.read} records read", ["holds", "count>"], rows)

@@ -1,0 +1,183 @@
+"""``mmecg search``: find studies by ECG, text, vitals, a study, or a mix."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmecg.embedding import MODALITIES
+
+if TYPE_CHECKING:
+    from mmecg.retriever import Query
+    from mmecg.search import Hit, SearchResult
+    from mmecg.study import Study
+
+_EXAMPLES = """\
+examples:
+  mmecg search --text 'atrial fibrillation'                       in the demo corpus
+  mmecg search --corpus corpus/ --ecg records/00001 --top-k 5 --plot hits.png
+  mmecg search --corpus corpus/ --study-id 4711 --target text     reports that fit a study
+  mmecg search --ecg r1 --text 'left bundle branch block' --weights ecg=1,text=0.5
+  mmecg search --vitals age_years=63,sex=female --filter labels_any=AFIB,AFLT --filter age_min_years=50
+  mmecg search --server localhost:50051 --ecg records/00001 --json
+
+filter fields:
+  {fields}
+"""
+_PLOT_DPI = 110
+
+
+def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
+    """Add the command's arguments."""
+    from mmecg.cli.inputs import add_ecg_arguments, filter_fields
+
+    parser = subparsers.add_parser(
+        "search",
+        help="find similar studies by ECG, text, vitals, or a mix",
+        description="Rank the studies of a corpus by their similarity to a query of any mix of modalities.",
+        epilog=_EXAMPLES.format(fields="\n  ".join(filter_fields())),
+    )
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--corpus", type=Path, help="corpus folder; default the demo corpus")
+    where.add_argument("--server", metavar="HOST:PORT", help="ask a running server, which has its own bundle")
+    query = parser.add_argument_group("query (at least one)")
+    query.add_argument("--ecg", type=Path, metavar="RECORD", help="WFDB record, or .npy array")
+    text = query.add_mutually_exclusive_group()
+    text.add_argument("--text", help="report or phrase, English, German or Swedish")
+    text.add_argument("--text-file", type=Path, metavar="FILE", help="the same from a UTF-8 file")
+    query.add_argument("--vitals", metavar="NAME=VALUE,…", help="for example age_years=63,sex=female")
+    query.add_argument("--study-id", metavar="ID", help="a study of the corpus; its patient is left out of the hits")
+    query.add_argument("--weights", metavar="NAME=W,…", help="weights of ecg, text, vitals, study (1 each)")
+    parser.add_argument("--target", choices=MODALITIES, default="ecg", help="what hits are compared by (ecg)")
+    parser.add_argument("--top-k", type=int, default=10, metavar="K", help="number of hits (10)")
+    parser.add_argument(
+        "--filter", action="append", default=[], metavar="FIELD=VALUE", help="which studies may be hits; repeatable"
+    )
+    parser.add_argument("--same-subject", action="store_true", help="let other studies of the query's patient be hits")
+    parser.add_argument("--bundle", type=Path, help="model bundle; default the one that ships with mmecg")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw query and hits on ECG paper")
+    parser.add_argument("--json", action="store_true", help="print the hits as JSON")
+    add_ecg_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Search, print, and draw."""
+    from mmecg.cli.inputs import parse_filter
+    from mmecg.cli.output import check_parent, print_hits, print_json, result_as_json
+    from mmecg.search import check_top_k
+
+    query = _read_query(args)
+    check_top_k(args.top_k)
+    if args.plot is not None:
+        check_parent(args.plot, "plot")
+    options: dict[str, Any] = {
+        "target": args.target,
+        "where": parse_filter(args.filter),
+        "exclude_same_subject": not args.same_subject,
+        "with_signal": args.plot is not None,
+    }
+    result, queried = (_search_server if args.server else _search_corpus)(args, query, options)
+    if args.json:
+        print_json(result_as_json(result))
+    else:
+        print_hits(result, title=f"Studies by {args.target}: {_describe_query(query)}")
+    if args.plot is not None:
+        _plot(args.plot, query, queried, result)
+    return 0
+
+
+def _read_query(args: argparse.Namespace) -> Query:
+    from mmecg.cli.inputs import parse_vitals, parse_weights, read_recording, read_text_file
+    from mmecg.errors import QueryError
+    from mmecg.report import check_text
+    from mmecg.retriever import Query
+
+    if not any((args.ecg, args.text is not None, args.text_file, args.vitals, args.study_id)):
+        raise QueryError("nothing to search for, expected --ecg, --text, --text-file, --vitals or --study-id")
+    text = check_text(args.text, field="text") if args.text is not None else None
+    return Query(
+        ecg=read_recording(args.ecg, args) if args.ecg else None,
+        text=read_text_file(args.text_file) if args.text_file else text,
+        vitals=parse_vitals(args.vitals) if args.vitals else None,
+        study_id=args.study_id,
+        weights=parse_weights(args.weights) if args.weights else None,
+    )
+
+
+def _search_corpus(
+    args: argparse.Namespace, query: Query, options: dict[str, Any]
+) -> tuple[SearchResult, Study | None]:
+    from mmecg.cli.inputs import open_retriever
+
+    with open_retriever(args.corpus, args.bundle) as retriever:
+        (result,) = retriever.search([query], args.top_k, **options)
+        asked = retriever.corpus.get([query.study_id])[0] if query.study_id and args.plot else None
+    return result, asked
+
+
+def _search_server(
+    args: argparse.Namespace, query: Query, options: dict[str, Any]
+) -> tuple[SearchResult, Study | None]:
+    from mmecg.client import Client
+
+    with Client(args.server) as client:
+        result = client.search(
+            ecg=query.ecg,
+            text=query.text,
+            vitals=query.vitals,
+            study_id=query.study_id,
+            weights=query.weights,
+            top_k=args.top_k,
+            **options,
+        )
+        asked = client.get_study(query.study_id) if query.study_id and args.plot else None
+    return result, asked
+
+
+def _describe_query(query: Query) -> str:
+    from mmecg.cli.output import describe_vitals, shorten
+
+    parts = [
+        f"ECG of {query.ecg.duration_s:g} s, {len(query.ecg.leads)} leads" if query.ecg else "",
+        f"“{shorten(query.text, 60)}”" if query.text else "",
+        describe_vitals(query.vitals) if query.vitals else "",
+        f"study {query.study_id}" if query.study_id else "",
+    ]
+    weights = "".join(f", {name} x {weight:g}" for name, weight in (query.weights or {}).items())
+    return " + ".join(filter(None, parts)) + weights
+
+
+def _plot(path: Path, query: Query, queried: Study | None, result: SearchResult) -> None:
+    from mmecg.cli.output import describe_vitals, note
+    from mmecg.plotting import Panel, save_png, search_figure
+
+    known = queried.report.text if queried and queried.report else ""
+    facts = [_describe_query(query), describe_vitals(queried.vitals) if queried else ""]
+    ecg = query.ecg or (queried.ecg if queried else None)
+    asked = Panel("Query", facts=[fact for fact in facts if fact], text=query.text or known, ecg=ecg)
+    hits = [_hit_panel(rank, hit) for rank, hit in enumerate(result.hits, 1)]
+    footer = "Research software, not a medical device. True to scale at the PNG's resolution: 25 mm/s, 10 mm/mV."
+    save_png(
+        search_figure([asked, *hits], title=f"{len(hits)} most similar studies", footer=footer), path, dpi=_PLOT_DPI
+    )
+    note(f"wrote {path}")
+
+
+def _hit_panel(rank: int, hit: Hit) -> Any:
+    from mmecg.cli.output import describe_labels, describe_vitals
+    from mmecg.plotting import Panel
+
+    study = hit.study
+    assert study is not None  # noqa: S101 - search was asked for studies
+    when = f" · {study.acquired_at:%Y-%m-%d %H:%M}" if study.acquired_at else ""
+    similarity = ", ".join(f"{name} {score:.2f}" for name, score in hit.modality_scores.items())
+    facts = [
+        f"study {study.study_id} · subject {study.subject_id}{when}",
+        describe_vitals(study.vitals),
+        describe_labels(study),
+        f"similarity of its {similarity}",
+    ]
+    text = study.report.text if study.report else ""
+    return Panel(str(rank), f"score {hit.score:.3f}", [fact for fact in facts if fact], text, study.ecg)
