@@ -26,6 +26,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from mmecg.datasets.bulk import BulkRead, BulkReport
+from mmecg.datasets.tables import read_csv, record_inside
 from mmecg.datasets.wfdb import read_wfdb
 from mmecg.ecg import LEADS, Ecg, fit_length
 from mmecg.errors import InvalidInputError, SignalError
@@ -77,7 +78,7 @@ def read_ptb_xl_table(folder: str | Path) -> pl.DataFrame:
     InvalidInputError
         The file is missing or not in this layout.
     """
-    raw = _read_csv(Path(folder) / "ptbxl_database.csv", _REQUIRED)
+    raw = read_csv(Path(folder) / "ptbxl_database.csv", _REQUIRED)
     raw = raw.with_columns(pl.lit(None, pl.String).alias(name) for name in _OPTIONAL if name not in raw.columns)
     reports = [Report.from_ptb_xl(text or "") for text in raw["report"]]
     age = pl.col("age").cast(pl.Float64)
@@ -132,7 +133,7 @@ def read_scp_statements(folder: str | Path) -> pl.DataFrame:
     InvalidInputError
         The file is missing or not in this layout.
     """
-    raw = _read_csv(Path(folder) / "scp_statements.csv", ("description", "diagnostic", "form", "rhythm"))
+    raw = read_csv(Path(folder) / "scp_statements.csv", ("description", "diagnostic", "form", "rhythm"))
     return raw.select(
         pl.col(raw.columns[0]).alias("label"),
         "description",
@@ -296,7 +297,7 @@ def study_of_row(row: Mapping[str, Any], ecg: Ecg | None = None) -> Study:
 
 
 def _read_file(folder: Path, item: tuple[int, str]) -> Ecg:
-    return read_wfdb(_inside(folder, item[1]))
+    return read_wfdb(record_inside(folder, item[1]))
 
 
 def _read_microvolt(folder: Path, sampling_rate_hz: int, item: tuple[int, str]) -> NDArray[np.int16]:
@@ -308,13 +309,6 @@ def _read_microvolt(folder: Path, sampling_rate_hz: int, item: tuple[int, str]) 
     if np.abs(microvolt).max() > np.iinfo(np.int16).max:
         raise SignalError("record exceeds 32.767 mV, expected a surface ECG", field="ecg.signal")
     return microvolt.astype(np.int16)
-
-
-def _inside(folder: Path, name: str) -> Path:
-    path = folder / name
-    if ".." in Path(name).parts or not path.is_relative_to(folder):
-        raise SignalError("record lies outside the folder of its table", field="ecg.wfdb.header")
-    return path
 
 
 def _file_of(item: tuple[int, str]) -> str:
@@ -329,22 +323,6 @@ def _file_column(sampling_rate_hz: int) -> str:
             f"sampling rate is {sampling_rate_hz} Hz, expected 100 or 500 (PTB-XL has these two); resample afterwards",
             field="sampling_rate_hz",
         ) from None
-
-
-def _read_csv(path: Path, required: Collection[str]) -> pl.DataFrame:
-    try:
-        table = pl.read_csv(path, infer_schema=False)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise InvalidInputError(
-            f"{path.name} cannot be read ({type(error).__name__}), expected a PTB-XL folder; give its path",
-            field="data",
-        ) from None
-    missing = [name for name in required if name not in table.columns]
-    if missing:
-        raise InvalidInputError(
-            f"{path.name} has no column {', '.join(missing)}, expected the PTB-XL layout", field="data"
-        )
-    return table
 
 
 def _parse_labels(text: str | None) -> list[dict[str, Any]]:

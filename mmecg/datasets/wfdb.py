@@ -310,8 +310,8 @@ def _decode(header: WfdbHeader, indices: Sequence[int], frames: int, source: _So
         if name.endswith(".mat"):
             _check_mat(source.read(name, 128))
         if name not in foreign:
-            block = _decode_16(_members(header, name), stored, source.read(name, _bytes_16(header, name, stored)))
-            decoded.update(zip([i for i, s in enumerate(header.signals) if s.file_name == name], block, strict=True))
+            positions = [index for index, signal in enumerate(header.signals) if signal.file_name == name]
+            decoded.update(zip(positions, _decode_16(_members(header, name), stored, name, source), strict=True))
     wanted = [index for index in indices if header.signals[index].file_name in foreign]
     if wanted:
         try:
@@ -338,14 +338,11 @@ def _cut(signal: WfdbSignal, row: NDArray[Any], frames: int) -> NDArray[Any]:
     return cut
 
 
-def _bytes_16(header: WfdbHeader, file_name: str, frames: int) -> int:
-    members = _members(header, file_name)
-    return members[0].byte_offset + 2 * frames * sum(signal.samples_per_frame for signal in members)
-
-
-def _decode_16(members: Sequence[WfdbSignal], frames: int, content: bytes) -> list[NDArray[np.int16]]:
+def _decode_16(members: Sequence[WfdbSignal], frames: int, name: str, source: _Source) -> list[NDArray[np.int16]]:
     """Decode format 16 (interleaved little-endian int16), by far the most common; the wfdb package is the oracle."""
-    values = np.frombuffer(content, "<i2", offset=members[0].byte_offset).reshape(frames, -1)
+    offset = members[0].byte_offset
+    count = frames * sum(signal.samples_per_frame for signal in members)
+    values = np.frombuffer(source.read(name, offset + 2 * count), "<i2", count, offset).reshape(frames, -1)
     rows: list[NDArray[np.int16]] = []
     column = 0
     for signal in members:
