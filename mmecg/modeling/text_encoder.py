@@ -173,6 +173,8 @@ class TextEncoder(nn.Module):
             From :meth:`tokenize`, each with at least one token.
         """
         device = self._static.embedding.weight.device
+        if not tokens:
+            return torch.empty(0, EMBEDDING_DIM, device=device)
         lengths = np.array([0, *map(len, tokens[:-1])])
         features = {
             "input_ids": torch.tensor(np.concatenate([np.asarray(ids) for ids in tokens]), device=device),

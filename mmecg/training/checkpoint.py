@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -73,7 +73,7 @@ def load_checkpoint(
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         objective.load_state_dict(_of("objective", tensors))
         average.load_state_dict(_of("average", tensors))
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+    except (SafetensorError, OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
         raise BundleError(
             f"checkpoint {path.name} cannot be resumed ({type(error).__name__}): damaged, or of another recipe; "
             "remove it, or choose another --out"

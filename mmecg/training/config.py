@@ -22,6 +22,7 @@ class LossWeights:
     words: float = 0.5
     statements: float = 1.0
     prompts: float = 1.0
+    neighbours: float = 1.0
     vitals: float = 0.5
 
 
@@ -64,7 +65,7 @@ class TrainingConfig:
     average_decay: float = 0.998
     seed: int = 0
     crop_s: float = 2.5
-    lead_mask_probability: float = 0.6
+    lead_mask_probability: float = 0.5
     extra_reports: int = 1024
     text_width: int = 256
     text_hidden: int = 512
@@ -86,7 +87,7 @@ class TrainingConfig:
         """Return the loss weights; the label terms are zero under ``supervision = "reports"``."""
         if self.supervision == "labels":
             return self.weights
-        return dataclasses.replace(self.weights, statements=0.0, prompts=0.0)
+        return dataclasses.replace(self.weights, statements=0.0, prompts=0.0, neighbours=0.0)
 
 
 def load_training_config(path: Path | None = None) -> TrainingConfig:

@@ -172,18 +172,19 @@ class BatchSampler:
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Yield the batches of one epoch."""
         order = np.random.default_rng([self.config.seed, epoch]).permutation(len(self.data))
-        rng = np.random.default_rng([self.config.seed, epoch, self._rank + 1])
+        # Two streams, so that what is drawn from labels never decides anything else.
+        rng, prompt_rng = (np.random.default_rng([self.config.seed, epoch, self._rank, stream]) for stream in (1, 2))
         size = self.config.batch_size
         for step in range(self.steps):
-            yield self._batch(order[step * size : (step + 1) * size][self._rank :: self._world], rng)
+            yield self._batch(order[step * size : (step + 1) * size][self._rank :: self._world], rng, prompt_rng)
 
-    def _batch(self, rows: NDArray[np.int64], rng: np.random.Generator) -> Batch:
+    def _batch(self, rows: NDArray[np.int64], rng: np.random.Generator, prompt_rng: np.random.Generator) -> Batch:
         data, config = self.data, self.config
         rate = config.model.ecg.sampling_rate_hz
         crops = augment(random_crops(data.signals, rows, round(config.crop_s * rate), rng), rate, rng)
         masks = random_lead_masks(len(rows), config.lead_mask_probability, rng)
         extra_tokens, extra_log_count = self._extra_reports(rows, rng)
-        prompts = [self._prompt(row, rng) for row in rows]
+        prompts = [self._prompt(row, prompt_rng) for row in rows]
         claimed = np.zeros((len(rows), data.labels.shape[1]), np.float32)
         for index, (labels, _) in enumerate(prompts):
             claimed[index, labels] = 1

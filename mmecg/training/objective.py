@@ -5,6 +5,8 @@ Terms (weights in :class:`mmecg.training.config.LossWeights`):
 * **reports**: ECG against report text; identical reports are positives; reports of other studies are further negatives.
 * **prompts**: ECG against a true claim made of label prompts; every ECG for which the claim is true is a positive.
 * **vitals**: vitals, and ECG fused with vitals, against the claim (against the report under report supervision).
+* **neighbours**: ECG against the ECGs of recent batches, with their label similarity as target: what nearest-neighbour
+  search will ask of the space.
 * **statements**: binary cross-entropy of the labels, from the ECG features.
 * **words**: binary cross-entropy of the report's words and word pairs, from the ECG features (report supervision only
   needs this one; it teaches axis, voltage and other findings that have no statement code).
@@ -18,13 +20,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mmecg.embedding import EMBEDDING_DIM
 from mmecg.modeling.dual_encoder import DualEncoder
 from mmecg.modeling.loss import contrastive_loss
 from mmecg.training.config import TrainingConfig
 from mmecg.training.data import Batch
 from mmecg.training.distributed import gather
 
-TERMS: tuple[str, ...] = ("reports", "prompts", "vitals", "statements", "words")
+TERMS: tuple[str, ...] = ("reports", "prompts", "neighbours", "vitals", "statements", "words")
 _STATEMENTS_SCALE = 1 / 4
 _WORDS_SCALE = 1 / 20
 """Bring the sums of binary cross-entropies over 76 labels and about 1,000 words near the size of the contrast terms."""
@@ -37,19 +40,24 @@ class Objective(nn.Module):
     ----------
     model : DualEncoder
     config : TrainingConfig
-    labels, words : int
-        Number of labels and of words to predict.
+    label_prevalence : float32, shape (labels,)
+        Share of training studies that list each label.
+    words : int
+        Number of words to predict.
     """
 
-    def __init__(self, model: DualEncoder, config: TrainingConfig, *, labels: int, words: int) -> None:
+    def __init__(self, model: DualEncoder, config: TrainingConfig, *, label_prevalence: Tensor, words: int) -> None:
         super().__init__()
         self.model = model
         self.config = config
         self.weights = asdict(config.effective_weights())
         features = config.model.ecg.features
-        self.statement_head = nn.Sequential(nn.Dropout(config.model.dropout), nn.Linear(features, labels))
+        self.statement_head = nn.Sequential(
+            nn.Dropout(config.model.dropout), nn.Linear(features, len(label_prevalence))
+        )
         self.word_head = nn.Sequential(nn.Dropout(config.model.dropout), nn.Linear(features, words))
         self.prompt_logit_scale = nn.Parameter(model.logit_scale.detach().clone())
+        self.neighbours = NeighbourLoss(label_prevalence)
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted sum and each term."""
@@ -70,6 +78,7 @@ class Objective(nn.Module):
             true = _claims_true(gather(batch.labels), gather(batch.prompt_labels))
             scale = self.prompt_logit_scale
             terms["prompts"] = contrastive_loss(ecg, claims, true, scale)
+            terms["neighbours"] = self.neighbours(ecg, gather(batch.labels))
         else:
             claims = gather(model.text.embed_tokens(batch.report_tokens))
             true = _same_group(gather(batch.report_group), gather(batch.report_group))
@@ -90,6 +99,59 @@ class Objective(nn.Module):
         return contrastive_loss(
             ecg, torch.cat([own, extra]), positives, self.model.logit_scale, keys_as_queries=len(own), offset=offset
         )
+
+
+class NeighbourLoss(nn.Module):
+    """Cross-entropy between similarities to a memory of ECGs and the similarity of their label sets.
+
+    The target is the Jaccard index of the two label sets, each label weighted by the logarithm of its inverse
+    prevalence (so that a shared rare finding counts for more than a shared sinus rhythm), squared and normalised. The
+    memory of recent embeddings follows He et al. 2020 (arXiv:1911.05722), without a second encoder.
+
+    Parameters
+    ----------
+    prevalence : float32, shape (labels,)
+    size : int
+        Number of remembered ECGs.
+    """
+
+    LOGIT_SCALE = 10.0
+
+    rarity: Tensor
+    memory: Tensor
+    memory_labels: Tensor
+    filled: Tensor
+
+    def __init__(self, prevalence: Tensor, size: int = 4096) -> None:
+        super().__init__()
+        self.register_buffer("rarity", -prevalence.clamp(min=1e-4).log())
+        self.register_buffer("memory", torch.zeros(size, EMBEDDING_DIM))
+        self.register_buffer("memory_labels", torch.zeros(size, len(prevalence)))
+        self.register_buffer("filled", torch.zeros((), dtype=torch.long))
+
+    def forward(self, ecg: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of a batch against the memory (0 until it is full), then remember the batch.
+
+        Parameters
+        ----------
+        ecg : float, shape (batch, dim), unit norm
+        labels : float, shape (batch, labels)
+        """
+        loss = ecg.new_zeros(())
+        size = len(self.memory)
+        if self.filled >= size:
+            weighted = labels * self.rarity
+            shared = weighted @ self.memory_labels.T  # (batch, size)
+            union = weighted.sum(1, keepdim=True) + self.memory_labels @ self.rarity - shared
+            targets = (shared / union.clamp(min=1e-6)).square()
+            targets = targets / targets.sum(1, keepdim=True).clamp(min=1e-6)
+            loss = -(targets * functional.log_softmax(self.LOGIT_SCALE * ecg @ self.memory.T, dim=1)).sum(1).mean()
+        rows = (self.filled + torch.arange(len(ecg), device=ecg.device)) % size
+        # New tensors: the graph of this batch still holds the old ones.
+        self.memory = self.memory.index_copy(0, rows, ecg.detach())
+        self.memory_labels = self.memory_labels.index_copy(0, rows, labels)
+        self.filled += len(ecg)
+        return loss
 
 
 def _summed_bce(logits: Tensor, targets: Tensor) -> Tensor:
