@@ -1,8 +1,8 @@
 """Report and note text: the raw words, and a clean form that a model may read.
 
 The clean form of a PTB-XL report leaves out what is not the reader's finding: machine boilerplate ("4.46 unbestätigter
-bericht"), and every "Edit: …" tail, which carries the record's own gold codes (a leak in 557 reports). Oddly cased
-umlauts ("mÖglich") are mended. The raw text is always kept beside it.
+bericht", also cut short at the end; "trace only requested."), and every "Edit: …" tail, which carries the record's own
+gold codes (a leak in 557 reports). Oddly cased umlauts ("mÖglich") are mended. The raw text is always kept beside it.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ _BOILERPLATE = re.compile(
     r"|\bunbest[äÄa]e?tigter\s+(?:ekg-)?bericht\b"
     r"|\bunconfirmed\s+report\b|\bobekr[äÄa]ftad\s+rapport\b"
     r"|\bej\s+bekr[äÄa]ftad\s+(?:ekg-)?(?:rapport|tolkning)\b"
-    r"|\btrace\s+only\s+requested\b\.?",
+    r"|\btrace\s+only(?:\s+requested)?\b\.?"
+    # Reports are cut at a fixed length, often in the middle of "4.46 unbestätigter bericht".
+    r"|\s4\.4\d?(?:\s+u[a-zäÄ]*(?:\s+b[a-z]*)?)?\s*\Z",
     re.IGNORECASE,
 )
-_INNER_UPPER = re.compile(r"[ÄÖÜÅÉ]")
 _SPACES = re.compile(r"\s+")
 
 
@@ -84,11 +85,9 @@ def check_text(text: str | bytes, *, field: str = "report") -> str:
 
 
 def clean_ptb_xl(raw: str) -> str:
-    """Return a PTB-XL report without boilerplate and leaked gold codes, with mended umlauts, in lower case.
+    """Return a PTB-XL report without boilerplate and leaked gold codes, in lower case, which mends the umlauts.
 
     The "Edit: …" tail is cut to the end of the report. White space runs collapse to one space.
     """
     text = _EDIT_TAIL.sub("", raw)
-    text = _BOILERPLATE.sub(" ", text)
-    text = _INNER_UPPER.sub(lambda match: match.group().lower(), text).lower()
-    return _SPACES.sub(" ", text).strip()
+    return _SPACES.sub(" ", _BOILERPLATE.sub(" ", text)).strip().lower()
