@@ -110,7 +110,7 @@ def encode_signal(signal: NDArray[np.float32]) -> tuple[dict[str, Any], bytes]:
     described: dict[str, Any] = {"samples": signal.shape[1]}
     for gain in _GAINS:
         counts = np.rint(signal.astype(np.float64) * gain)
-        if np.abs(counts).max() > 32767:
+        if counts.min() < -32768 or counts.max() > 32767:
             continue
         whole = counts.astype(np.int16)
         if _same_bits(_to_millivolt(whole, gain), signal):
