@@ -140,7 +140,7 @@ class MicroBatcher(Generic[Item]):
             self._items_waiting += len(items)
             self._changed.notify()
         remaining = ticket.call.deadline - time.monotonic()
-        if not ticket.done.wait(None if remaining == float("inf") else max(remaining, 0.0)):
+        if not ticket.done.wait(min(max(remaining, 0.0), threading.TIMEOUT_MAX)):
             ticket.call.check()
         if ticket.error is not None:
             raise ticket.error

@@ -1,0 +1,168 @@
+"""A real server on port 0 around the real corpus; the encoder is small and deterministic, so that tests are fast."""
+
+import logging
+import zlib
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+
+from mmecg.client import ChannelOptions, Client, RetryPolicy
+from mmecg.config import LimitsConfig, ServerConfig
+from mmecg.ecg import LEADS, Ecg, fit_length
+from mmecg.embedding import EMBEDDING_DIM, normalise
+from mmecg.report import Report
+from mmecg.retriever import Retriever
+from mmecg.study import ClinicalNote, Study
+from mmecg.vitals import Vitals
+from mmecg_index.corpus import Corpus
+from mmecg_server.interceptors import JsonFormatter
+from mmecg_server.server import Server
+
+FINGERPRINT = "f" * 64
+
+
+class SmallEncoder:
+    """Random projections of crude features: deterministic, the same alone and in a batch."""
+
+    fingerprint = FINGERPRINT
+
+    def encode_ecg(self, ecgs: Sequence[Ecg]) -> np.ndarray:
+        return np.concatenate([self._project(fit_length(ecg.resample(50).signal, 100).ravel(), 1) for ecg in ecgs])
+
+    def encode_text(self, texts: Sequence[str]) -> np.ndarray:
+        return np.concatenate([self._project(self._bag(text), 2) for text in texts])
+
+    def encode_vitals(self, vitals: Sequence[Vitals]) -> np.ndarray:
+        return np.concatenate([self._project(np.nan_to_num(item.to_array()), 3) for item in vitals])
+
+    def ecg_features(self, ecgs: Sequence[Ecg]) -> np.ndarray:
+        return self.encode_ecg(ecgs)
+
+    @staticmethod
+    def _bag(text: str) -> np.ndarray:
+        bag = np.zeros(512, np.float32)
+        for word in text.lower().split():
+            bag[zlib.crc32(word.encode()) % 512] += 1
+        return bag
+
+    @staticmethod
+    def _project(features: np.ndarray, seed: int) -> np.ndarray:
+        matrix = np.random.default_rng(seed).standard_normal((len(features), EMBEDDING_DIM)).astype(np.float32)
+        return normalise((features @ matrix)[None] + np.float32(0.01))
+
+
+def build_ecg(seed: int, *, leads: Sequence[str] = LEADS, rate: float = 100.0, seconds: float = 10.0) -> Ecg:
+    rng = np.random.default_rng(seed)
+    time = np.arange(round(rate * seconds)) / rate
+    waves = [
+        rng.uniform(0.3, 1.5) * np.sin(2 * np.pi * rng.uniform(0.8, 8) * time + rng.uniform(0, 6))
+        + 0.02 * rng.standard_normal(len(time))
+        for _ in leads
+    ]
+    return Ecg.from_array(np.stack(waves), sampling_rate_hz=rate, leads=leads)
+
+
+def build_study(number: int) -> Study:
+    words = ("sinus rhythm", "atrial fibrillation", "left bundle branch block", "anterior infarction")
+    acquired_at = datetime(2020, 1, 1) + timedelta(days=number)
+    return Study(
+        study_id=f"study-{number}",
+        subject_id=f"subject-{number // 2}",
+        acquired_at=acquired_at,
+        ecg=build_ecg(number),
+        report=Report.from_text(f"{words[number % 4]}, case {number}."),
+        notes=(ClinicalNote("chest pain", "triage", acquired_at - timedelta(hours=1)),),
+        vitals=Vitals(age_years=40 + number, sex="female" if number % 2 else "male", heart_rate_bpm=60 + number),
+        labels={"NORM" if number % 4 == 0 else "MI": 100.0},
+        site="site-a",
+        device="device-b",
+        attributes={"fold": str(number % 10)},
+    )
+
+
+@pytest.fixture(scope="session")
+def make_ecg():
+    return build_ecg
+
+
+@pytest.fixture(scope="session")
+def make_study():
+    return build_study
+
+
+@pytest.fixture(scope="session")
+def encoder() -> SmallEncoder:
+    return SmallEncoder()
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Iterator[Corpus]:
+    with Corpus.create(tmp_path / "corpus", FINGERPRINT) as corpus:
+        yield corpus
+
+
+@pytest.fixture
+def retriever(encoder: SmallEncoder, corpus: Corpus) -> Retriever:
+    return Retriever(encoder, corpus)
+
+
+@pytest.fixture
+def config() -> ServerConfig:
+    return ServerConfig(port=0, drain_s=5.0, limits=LimitsConfig(max_message_bytes=8 * 2**20, max_batch=16))
+
+
+@pytest.fixture
+def server(config: ServerConfig, retriever: Retriever) -> Iterator[Server]:
+    with Server(config) as server:
+        server.serve(retriever)
+        yield server
+
+
+@pytest.fixture
+def address(server: Server) -> str:
+    return f"127.0.0.1:{server.port}"
+
+
+@pytest.fixture
+def channel(address: str) -> Iterator[grpc.Channel]:
+    with grpc.insecure_channel(address) as channel:
+        yield channel
+
+
+@pytest.fixture
+def client(address: str) -> Iterator[Client]:
+    """A client that tells of trouble at once."""
+    with Client(address, ChannelOptions(retry=RetryPolicy(attempts=1))) as client:
+        yield client
+
+
+@pytest.fixture
+def filled(client: Client) -> Client:
+    """A client of a server with twelve studies of six subjects."""
+    outcomes = list(client.upsert(build_study(number) for number in range(12)))
+    assert [outcome.error for outcome in outcomes] == [None] * 12
+    return client
+
+
+@pytest.fixture
+def log_lines() -> Iterator[list[str]]:
+    """Every line that the process logs, of any library, as the server formats it."""
+    lines: list[str] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(self.format(record))
+
+    handler = Keep()
+    handler.setFormatter(JsonFormatter())
+    root, own = logging.getLogger(), logging.getLogger("mmecg_server")
+    level = own.level
+    root.addHandler(handler)
+    own.setLevel(logging.INFO)
+    yield lines
+    own.setLevel(level)
+    root.removeHandler(handler)
