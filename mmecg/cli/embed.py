@@ -41,7 +41,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "the exit code is 1 then.",
         epilog=_EXAMPLES,
     )
-    parser.add_argument("records", type=Path, nargs="*", metavar="RECORD", help="WFDB record, or .npy array")
+    parser.add_argument("records", type=Path, nargs="*", metavar="RECORD", help="WFDB record, or NumPy file")
     parser.add_argument("--text", action="append", default=[], help="text to embed; repeatable")
     parser.add_argument("--text-file", type=Path, action="append", default=[], metavar="FILE", help="UTF-8 text file")
     parser.add_argument("--studies", type=Path, metavar="DATA", help="what `mmecg build --data` takes")

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -43,24 +44,24 @@ class StudySource(Protocol):
 
 def add_ecg_arguments(parser: argparse._ActionsContainer) -> None:
     """Add what a NumPy file does not say about itself."""
-    group = parser.add_argument_group("NumPy recordings (.npy, shape (leads, samples))")
+    group = parser.add_argument_group("NumPy recordings (.npy or .npz, shape (leads, samples))")
     group.add_argument("--sampling-rate-hz", type=float, metavar="HZ", help="samples per second")
     group.add_argument(
         "--leads", metavar="NAMES", help="name of each row, for example I,II,V1; default the 12 in order"
     )
-    group.add_argument("--unit", default="mV", help="mV, uV or V (mV)")
+    group.add_argument("--unit", help="mV, uV or V (mV)")
 
 
 def read_recording(path: Path, args: argparse.Namespace) -> Ecg:
-    """Read one recording: a WFDB record (``.hea``, ``.dat``, ``.mat`` or without suffix) or a ``.npy`` array.
+    """Read one recording: a WFDB record (``.hea``, ``.dat``, ``.mat`` or without suffix) or a NumPy file.
 
     Raises
     ------
     SignalError
         It is missing, damaged, or not a usable ECG.
     """
-    if path.suffix == ".npy":
-        return _read_npy(path, args)
+    if path.suffix in (".npy", ".npz"):
+        return _read_numpy(path, args)
     from mmecg.datasets.wfdb import read_wfdb
 
     return read_wfdb(path)
@@ -322,21 +323,12 @@ def _number_or_text(value: str) -> float | str:
         return value
 
 
-def _read_npy(path: Path, args: argparse.Namespace) -> Ecg:
-    import numpy as np
+def _read_numpy(path: Path, args: argparse.Namespace) -> Ecg:
+    from mmecg.datasets.numpy_arrays import read_numpy
 
-    from mmecg.ecg import Ecg
-
-    if args.sampling_rate_hz is None:
-        raise SignalError(
-            "a NumPy file does not say its sampling rate; add --sampling-rate-hz", field="ecg.sampling_rate_hz"
-        )
-    try:
-        # Mapped, not read: a header that claims more than the file holds is refused before anything is allocated.
-        signal = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise SignalError(
-            f"{path.name} is no NumPy array of numbers ({type(error).__name__}), or truncated", field="ecg.signal"
-        ) from None
     leads = args.leads.split(",") if args.leads else None
-    return Ecg.from_array(signal, sampling_rate_hz=args.sampling_rate_hz, leads=leads, unit=args.unit)
+    found = read_numpy(path, sampling_rate_hz=args.sampling_rate_hz, leads=leads, unit=args.unit)
+    ecgs = [study.ecg for study in islice(found, 2) if study.ecg is not None]
+    if len(ecgs) != 1:
+        raise SignalError(f"{path.name} holds several recordings, expected one; save them apart", field="ecg.signal")
+    return ecgs[0]

@@ -62,13 +62,15 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         number = column.endswith(">")
         table.add_column(column.removesuffix(">"), justify="right" if number else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    _console(error=error).print(table)
+    console = _console(error=error)
+    console.print(Text(title, style="bold"))
+    console.print(table)
 
 
 def print_skipped(failures: pl.DataFrame) -> None:

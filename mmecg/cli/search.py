@@ -42,7 +42,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     where.add_argument("--corpus", type=Path, help="corpus folder; default the demo corpus")
     where.add_argument("--server", metavar="HOST:PORT", help="ask a running server, which has its own bundle")
     query = parser.add_argument_group("query (at least one)")
-    query.add_argument("--ecg", type=Path, metavar="RECORD", help="WFDB record, or .npy array")
+    query.add_argument("--ecg", type=Path, metavar="RECORD", help="WFDB record, or NumPy file")
     text = query.add_mutually_exclusive_group()
     text.add_argument("--text", help="report or phrase, English, German or Swedish")
     text.add_argument("--text-file", type=Path, metavar="FILE", help="the same from a UTF-8 file")
@@ -82,9 +82,9 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json(result_as_json(result))
     else:
-        print_hits(result, title=f"Studies by {args.target}: {_describe_query(query)}")
+        print_hits(result, title=f"Studies by {args.target}: {_describe_query(args, query)}")
     if args.plot is not None:
-        _plot(args.plot, query, queried, result)
+        _plot(args, query, queried, result)
     return 0
 
 
@@ -136,11 +136,11 @@ def _search_server(
     return result, asked
 
 
-def _describe_query(query: Query) -> str:
+def _describe_query(args: argparse.Namespace, query: Query) -> str:
     from mmecg.cli.output import describe_vitals, shorten
 
     parts = [
-        f"ECG of {query.ecg.duration_s:g} s, {len(query.ecg.leads)} leads" if query.ecg else "",
+        f"ECG {args.ecg.name}" if args.ecg else "",
         f"“{shorten(query.text, 60)}”" if query.text else "",
         describe_vitals(query.vitals) if query.vitals else "",
         f"study {query.study_id}" if query.study_id else "",
@@ -149,20 +149,19 @@ def _describe_query(query: Query) -> str:
     return " + ".join(filter(None, parts)) + weights
 
 
-def _plot(path: Path, query: Query, queried: Study | None, result: SearchResult) -> None:
+def _plot(args: argparse.Namespace, query: Query, queried: Study | None, result: SearchResult) -> None:
     from mmecg.cli.output import describe_vitals, note
     from mmecg.plotting import Panel, save_png, search_figure
 
     known = queried.report.text if queried and queried.report else ""
-    facts = [_describe_query(query), describe_vitals(queried.vitals) if queried else ""]
+    facts = [_describe_query(args, query), describe_vitals(queried.vitals) if queried else ""]
     ecg = query.ecg or (queried.ecg if queried else None)
     asked = Panel("Query", facts=[fact for fact in facts if fact], text=query.text or known, ecg=ecg)
     hits = [_hit_panel(rank, hit) for rank, hit in enumerate(result.hits, 1)]
     footer = "Research software, not a medical device. True to scale at the PNG's resolution: 25 mm/s, 10 mm/mV."
-    save_png(
-        search_figure([asked, *hits], title=f"{len(hits)} most similar studies", footer=footer), path, dpi=_PLOT_DPI
-    )
-    note(f"wrote {path}")
+    figure = search_figure([asked, *hits], title=f"{len(hits)} most similar studies", footer=footer)
+    save_png(figure, args.plot, dpi=_PLOT_DPI)
+    note(f"wrote {args.plot}")
 
 
 def _hit_panel(rank: int, hit: Hit) -> Any:
