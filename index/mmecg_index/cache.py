@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mmecg.errors import ArtifactError
+from mmecg.errors import ArtifactError, ConfigError
 from mmecg_index.ann import BuildCancelledError
 from mmecg_index.codec import decode_vector
 from mmecg_index.database import Database
@@ -52,10 +52,17 @@ class IndexCache:
             self._builder.start()
 
     def compact(self) -> None:
-        """Fold the tail into a new segment now, if that pays."""
+        """Fold the tail into a new segment now, if that pays, or if an approximate index was asked for by name.
+
+        Raises
+        ------
+        ConfigError
+            There are too few vectors for the inverted lists that were asked for.
+        """
         if self._builder is not None:
             self._builder.join()
-        if self.index.needs_compaction:
+        asked_for = self.index.factory not in (None, "Flat") and self.index.state.segment.ann is None
+        if self.index.needs_compaction or (asked_for and len(self.index)):
             self.index.compact()
 
     def save(self) -> None:
@@ -85,6 +92,8 @@ class IndexCache:
             self.index.compact(cancel=self._cancel)
         except BuildCancelledError:
             _LOG.info("compaction of the %s index was cancelled; it starts again after the next write", self._modality)
+        except ConfigError as error:
+            _LOG.warning("the %s index stays exact: %s", self._modality, error)
 
     def _snapshots(self) -> list[Path]:
         return sorted(self._directory.glob(f"{self._modality}-*"), reverse=True)

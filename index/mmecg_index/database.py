@@ -121,7 +121,7 @@ class Database:
             connection.execute("PRAGMA query_only = ON")
         try:
             yield connection
-        except sqlite3.OperationalError:
+        except (sqlite3.OperationalError, sqlite3.ProgrammingError):
             raise
         except sqlite3.DatabaseError as error:
             raise _damaged(self._path) from error

@@ -244,8 +244,6 @@ def test_all_is_there_after_reopening(corpus: Corpus) -> None:
 @pytest.mark.parametrize("factory", ["HNSW8", "IVF1,Flat"])
 def test_an_old_snapshot_is_caught_up(corpus: Corpus, factory: str, tmp_path: Path) -> None:
     corpus = reopened(corpus, factory=factory)
-    for cache in corpus._caches.values():
-        cache.index.compact()
     corpus.compact()
     shutil.copytree(corpus.path / "index", tmp_path / "old")
     corpus.upsert([study(3, site="x"), study(90)], [embedding(200), embedding(90)])
