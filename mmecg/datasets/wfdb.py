@@ -11,15 +11,16 @@ Policies, stated once:
 * **Missing samples** (WFDB's reserved value): a lead that has nothing else is a missing lead; a lead that has some is
   refused, as any NaN is.
 * **Several frequencies**: leads with fewer samples a frame are resampled to the rate of the lead with the most.
-* **Checksums** of the header are verified where given; a wrong one means that the samples are not those that were
-  written, and is refused unless ``verify_checksum=False``.
+* **Checksums** of the header are verified where given: other samples than those that were written are refused.
 """
 
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -96,15 +97,10 @@ def read_wfdb_bytes(
     signal : bytes, or mapping of str to bytes
         Content of the one signal file that the standard leads are in, or the contents by file name.
     rename, verify_checksum
-        See :func:`read_wfdb`.
-
-    Raises
-    ------
-    SignalError
-        As :func:`read_wfdb`.
+        See :func:`read_wfdb`, also for what is raised.
     """
     parsed = parse_header(header)
-    if not isinstance(signal, Mapping):
+    if isinstance(signal, bytes):
         names = {parsed.signals[index].file_name for index, _ in _choose_leads(parsed, rename or {})}
         if len(names) != 1:
             raise SignalError(
@@ -145,8 +141,8 @@ class _Source(Protocol):
     def read(self, file_name: str, limit: int) -> bytes:
         """Return the first ``limit`` bytes."""
 
-    def decode(self, file_names: Sequence[str], arguments: Mapping[str, Any]) -> list[NDArray[Any]]:
-        """Let the wfdb package decode signals; the arguments are those of ``wfdb.rdrecord``."""
+    def decode(self, file_names: Sequence[str], channels: Sequence[int], frames: int) -> list[NDArray[Any]]:
+        """Let the wfdb package decode the first frames of signals that lie in the named files."""
 
 
 @dataclass(frozen=True)
@@ -157,20 +153,16 @@ class _Folder:
         try:
             return (self.record.parent / file_name).stat().st_size
         except OSError as error:
-            raise _no_file(file_name, error.strerror or "unreadable") from None
+            raise _no_file(file_name, str(error.strerror)) from None
 
     def read(self, file_name: str, limit: int) -> bytes:
-        try:
-            with (self.record.parent / file_name).open("rb") as stream:
-                return stream.read(limit)
-        except OSError as error:
-            raise _no_file(file_name, error.strerror or "unreadable") from None
+        with (self.record.parent / file_name).open("rb") as stream:
+            return stream.read(limit)
 
-    def decode(self, file_names: Sequence[str], arguments: Mapping[str, Any]) -> list[NDArray[Any]]:
-        import wfdb
-
-        name = str(self.record.absolute())
-        return list(wfdb.rdrecord(name, physical=False, smooth_frames=False, ignore_skew=True, **arguments).e_d_signal)
+    def decode(self, file_names: Sequence[str], channels: Sequence[int], frames: int) -> list[NDArray[Any]]:
+        options = {"physical": False, "smooth_frames": False, "ignore_skew": True}
+        record = _wfdb().rdrecord(str(self.record.absolute()), channels=channels, sampto=frames, **options)
+        return list(record.e_d_signal)
 
 
 @dataclass(frozen=True)
@@ -186,14 +178,23 @@ class _Memory:
     def read(self, file_name: str, limit: int) -> bytes:
         return self.files[file_name][:limit]
 
-    def decode(self, file_names: Sequence[str], arguments: Mapping[str, Any]) -> list[NDArray[Any]]:
+    def decode(self, file_names: Sequence[str], channels: Sequence[int], frames: int) -> list[NDArray[Any]]:
         with tempfile.TemporaryDirectory(prefix="mmecg-") as folder:
             root = Path(folder)
             for name in file_names:
                 (root / name).write_bytes(self.files[name])
             # Written last, so that no signal file can take the header's place.
             (root / "record.hea").write_bytes(self.header)
-            return _Folder(root / "record").decode(file_names, arguments)
+            return _Folder(root / "record").decode(file_names, channels, frames)
+
+
+@cache
+def _wfdb() -> Any:
+    """Import the wfdb package, only where it is needed: with recent pandas, its own import warns of deprecations."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import wfdb
+    return wfdb
 
 
 def _read(header: WfdbHeader, source: _Source, rename: Mapping[str, str], verify_checksum: bool) -> Ecg:
@@ -216,7 +217,7 @@ def _read(header: WfdbHeader, source: _Source, rename: Mapping[str, str], verify
         rows.append(millivolt)
         leads.append(lead)
     if not rows:
-        raise SignalError("every sample of every lead is missing, expected a recording", field="ecg.signal")
+        raise SignalError("every sample is missing, expected a recording", field="ecg.signal")
     return Ecg.from_array(np.stack(rows), sampling_rate_hz=rate, leads=leads)
 
 
@@ -291,11 +292,8 @@ def _frames_in_file(header: WfdbHeader, file_name: str, size: int) -> int:
             raise SignalError("WFDB header of a FLAC record gives no length; add it", field="ecg.wfdb.header")
         return size * MAX_FLAC_RATIO * 8 // (samples * (storage - 500))
     if storage not in BYTES_PER_SAMPLE:
-        raise SignalError(
-            f"WFDB format {storage} is not supported, expected one of "
-            f"{', '.join(map(str, sorted([*BYTES_PER_SAMPLE, *FLAC_FORMATS])))}",
-            field="ecg.wfdb.header",
-        )
+        known = ", ".join(map(str, sorted([*BYTES_PER_SAMPLE, *FLAC_FORMATS])))
+        raise SignalError(f"WFDB format {storage} is not supported, expected {known}", field="ecg.wfdb.header")
     return int(max(size - offset, 0) / (BYTES_PER_SAMPLE[storage] * samples) + 1e-6)
 
 
@@ -315,7 +313,7 @@ def _decode(header: WfdbHeader, indices: Sequence[int], frames: int, source: _So
     wanted = [index for index in indices if header.signals[index].file_name in foreign]
     if wanted:
         try:
-            rows = source.decode(foreign, {"channels": wanted, "sampto": stored})
+            rows = source.decode(foreign, wanted, stored)
         except Exception as error:
             # The wfdb package meets a damaged file with errors of many kinds.
             raise SignalError(
@@ -399,6 +397,5 @@ def _record_path(path: Path) -> Path:
 
 
 def _no_file(file_name: str, reason: str) -> SignalError:
-    return SignalError(
-        f"WFDB signal file {file_name[:40]} {reason}; keep it beside its header", field="ecg.wfdb.signal"
-    )
+    message = f"WFDB signal file {file_name[:40]} cannot be read ({reason}); keep it beside its header"
+    return SignalError(message, field="ecg.wfdb.signal")

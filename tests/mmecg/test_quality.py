@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from mmecg.datasets.synthetic import synthetic_ecg
+from mmecg.ecg import LEADS, Ecg
+from mmecg.errors import SignalError
+from mmecg.quality import QUALITY_KINDS, assess_quality, quality_kinds
+
+RATES = [100.0, 250.0, 500.0]
+
+
+def changed(rate: float, change: Callable[[np.ndarray], None], **arguments: float) -> dict[str, tuple[str, ...]]:
+    signal = synthetic_ecg(sampling_rate_hz=rate, seed=2, **arguments).signal.copy()  # type: ignore[arg-type]
+    change(signal)
+    ecg = Ecg.from_array(signal, sampling_rate_hz=rate)
+    return {finding.kind: finding.leads for finding in assess_quality(ecg)}
+
+
+def noise(rate: float, size: float) -> Callable[[np.ndarray], None]:
+    def add(signal: np.ndarray) -> None:
+        signal[7] += np.random.default_rng(0).normal(0, size, signal.shape[1])
+
+    return add
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_a_clean_recording_has_no_findings(rate: float) -> None:
+    assert changed(rate, lambda signal: None) == {}
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_each_finding_names_its_leads(rate: float) -> None:
+    second = round(rate)
+
+    def flat(signal: np.ndarray) -> None:
+        signal[8, 3 * second : 7 * second] = 0.4
+
+    def constant(signal: np.ndarray) -> None:
+        signal[8] = 0.0
+
+    def wander(signal: np.ndarray) -> None:
+        signal[9] += np.sin(2 * np.pi * 0.2 * np.arange(signal.shape[1]) / rate)
+
+    def clip(signal: np.ndarray) -> None:
+        np.clip(signal[10], -10, 0.15, out=signal[10])
+        signal[10] *= 5
+
+    def swap(signal: np.ndarray) -> None:
+        signal[[4, 5]] = signal[[5, 4]]
+
+    def wrong_lead(signal: np.ndarray) -> None:
+        signal[2] = -signal[2] + signal[6]
+
+    def arms(signal: np.ndarray) -> None:
+        signal[[0, 1, 2, 3, 4]] = np.stack([-signal[0], signal[2], signal[1], signal[4], signal[3]])
+
+    assert changed(rate, flat) == {"flat": ("V3",)}
+    assert changed(rate, constant) == {"flat": ("V3",)}
+    assert changed(rate, wander) == {"baseline_wander": ("V4",)}
+    assert changed(rate, clip)["saturated"] == ("V5",)
+    assert changed(rate, noise(rate, 0.1 * (rate / 100) ** 0.5)) == {"noise": ("V2",)}
+    assert changed(rate, swap)["lead_swap"] == ("aVL", "aVF")
+    assert set(changed(rate, wrong_lead)["einthoven_mismatch"]) >= {"I", "II", "III"}
+    assert changed(rate, arms) == {"limb_reversal": ("I", "aVR")}
+
+
+def test_missing_leads() -> None:
+    ecg = synthetic_ecg().select_leads(["I", "V2"])
+    (finding,) = assess_quality(ecg)
+    assert finding.kind == "missing_lead"
+    assert finding.leads == tuple(lead for lead in LEADS if lead not in ("I", "V2"))
+    assert quality_kinds(ecg) == ["missing_lead"]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    arrays(np.float32, st.tuples(st.integers(1, 12), st.integers(50, 120)), elements=st.floats(-14, 14, width=32)),
+    st.sampled_from([50.0, 60.0, 89.5, 100.0]),
+)
+def test_it_never_raises(signal: np.ndarray, rate: float) -> None:
+    try:
+        ecg = Ecg.from_array(signal, sampling_rate_hz=rate, leads=LEADS[: len(signal)])
+    except SignalError:
+        return
+    findings = assess_quality(ecg)
+    assert [finding.kind for finding in findings] == sorted(
+        {finding.kind for finding in findings}, key=QUALITY_KINDS.index
+    )
+    assert all(finding.leads and finding.detail for finding in findings)
