@@ -1,1 +1,1 @@
-"""Placeholder docstring: say what this package is."""
+"""How good a bundle is: metrics, patient-clustered intervals, and the protocols of ``mmecg evaluate``."""

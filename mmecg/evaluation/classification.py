@@ -91,11 +91,12 @@ def zero_shot(setting: Setting, prompts: Mapping[str, Mapping[str, PromptEmbeddi
         labels, included = _labels(setting, task)
         least = 1 if task == "superclass" else MIN_POSITIVES
         embedding = setting.test.encoded["bundle"].embedding[included]
-        single = [
+        given = prompts["bundle"][task]
+        *single, last = (
             macro(auroc(labels, embedding @ vectors.T), labels, min_positives=least)[0]
-            for vectors in prompts["bundle"][task].single
-        ]
-        extra = {"prompt_values": single, "prompt_std": float(np.std(single)), "prompt_sets": len(single)}
+            for vectors in (*given.single, given.last)
+        )
+        extra = {"prompt_values": single, "prompt_std": float(np.std(single)), "value_last_prompts": last}
         found.append(classification(setting, f"zero_shot/{task}", scores, extra))
     return found
 

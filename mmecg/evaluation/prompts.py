@@ -75,10 +75,13 @@ class PromptEmbeddings:
         Mean over the prompts of a label, normalised again.
     single : tuple of float32, shape (labels, dim), unit norm
         One set per position in the bank; a label with fewer prompts repeats from its first.
+    last : float32, shape (labels, dim), unit norm
+        The last prompt of each label, which training does not show where a label has three or more.
     """
 
     ensemble: NDArray[np.float32]
     single: tuple[NDArray[np.float32], ...]
+    last: NDArray[np.float32]
 
 
 def embed_prompts(encoder: Encoder, prompts: Sequence[Sequence[str]]) -> PromptEmbeddings:
@@ -95,4 +98,5 @@ def embed_prompts(encoder: Encoder, prompts: Sequence[Sequence[str]]) -> PromptE
     ensemble = np.stack([vectors[[row[prompt] for prompt in of_label]].mean(axis=0) for of_label in prompts])
     sets = max(len(of_label) for of_label in prompts)
     single = tuple(vectors[[row[of_label[index % len(of_label)]] for of_label in prompts]] for index in range(sets))
-    return PromptEmbeddings(normalise(ensemble), single)
+    last = vectors[[row[of_label[-1]] for of_label in prompts]]
+    return PromptEmbeddings(normalise(ensemble), single, last)

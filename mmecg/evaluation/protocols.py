@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +98,7 @@ def evaluate(
     weights = patient_weights(test.subject_ids, resamples=options.resamples, seed=options.seed)
     setting = Setting(train, test, weights, options.seed, options.supervision)
     rows, tables = _run_protocols(setting, options, statements, encoders, progress)
-    rows += _missing_rows(rows, reason)
+    rows = [_explained(row) for row in rows] + _missing_rows(rows, reason)
     run = _describe(options, encoders["bundle"].fingerprint, setting, fit_folds, reason)
     return Evaluation(tuple(rows), pl.concat(tables), run)
 
@@ -173,6 +174,14 @@ def _prompts(
 
 def _by_task(scored: Sequence[Classification]) -> dict[str, Classification]:
     return {found.row.key.rsplit("/", 1)[1]: found for found in scored}
+
+
+def _explained(row: Row) -> Row:
+    """Return the row, with a reason if it has no value."""
+    if math.isfinite(row.value):
+        return row
+    why = "undefined on these records: no label has enough positives and negatives, or nothing is above chance"
+    return Row.missing(row.key, row.extra.get("reason", why))
 
 
 def _missing_rows(rows: Collection[Row], reason: str) -> list[Row]:

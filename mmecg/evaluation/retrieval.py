@@ -99,7 +99,7 @@ def _class_balanced(
 def text_retrieval(setting: Setting, encoders: Mapping[str, Encoder]) -> list[Row]:
     """Return the rows ``ecg_to_report/recall_at_10`` and ``report_to_ecg/recall_at_10``.
 
-    Every record with a clean report that is not empty is a query and an entry of the corpus. Any entry whose clean text
+    Every record with a clean report that has a letter or digit is a query and an entry of the corpus. Any entry whose clean text
     is identical to the query's own counts as a hit; a tie counts against the system. ``value_unique_texts`` is the
     figure when every distinct text is one entry (ECG to report) or one query (report to ECG).
 
@@ -108,7 +108,7 @@ def text_retrieval(setting: Setting, encoders: Mapping[str, Encoder]) -> list[Ro
     setting : Setting
     encoders : mapping of str to Encoder
     """
-    given = np.array([bool(text.strip()) for text in setting.test.texts], np.bool_)
+    given = np.array([any(map(str.isalnum, text)) for text in setting.test.texts], np.bool_)
     if not given.any():
         reason = "no test record has a report"
         return [Row.missing(f"{name}/recall_at_10", reason) for name in ("ecg_to_report", "report_to_ecg")]
