@@ -9,6 +9,9 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+from mmecg_index.corpus import Corpus
+from mmecg_server.interceptors import JsonFormatter
+from mmecg_server.server import Server
 
 from mmecg.client import ChannelOptions, Client, RetryPolicy
 from mmecg.config import LimitsConfig, ServerConfig
@@ -18,9 +21,6 @@ from mmecg.report import Report
 from mmecg.retriever import Retriever
 from mmecg.study import ClinicalNote, Study
 from mmecg.vitals import Vitals
-from mmecg_index.corpus import Corpus
-from mmecg_server.interceptors import JsonFormatter
-from mmecg_server.server import Server
 
 FINGERPRINT = "f" * 64
 

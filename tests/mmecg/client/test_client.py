@@ -1,0 +1,109 @@
+"""What the client does by itself: what it takes, what it refuses before sending, retries, and resuming a stream."""
+
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from mmecg.client import ChannelOptions, Client, RetryPolicy, as_ecg
+from mmecg.client.requests import SearchArguments, query_of, render_query, search_request
+from mmecg.client.retry import pause_for
+from mmecg.client.window import Window
+from mmecg.errors import InvalidInputError, NotReadyError, OverloadedError, QueryError, SignalError
+from mmecg.retriever import Query
+
+
+def test_import_is_thin():
+    code = "import sys, mmecg.client; print(sorted({'torch', 'faiss', 'wfdb', 'scipy'} & set(sys.modules)))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    assert loaded == "[]"
+
+
+def test_nobody_there_is_a_clear_error():
+    options = ChannelOptions(timeout_s=5, retry=RetryPolicy(attempts=2, first_pause_s=0.01))
+    with Client("127.0.0.1:1", options) as client, pytest.raises(NotReadyError, match="UNAVAILABLE"):
+        client.stats()
+
+
+def test_a_request_beyond_the_limit_is_not_sent():
+    with Client("127.0.0.1:1", ChannelOptions(max_message_bytes=1000)) as client:
+        with pytest.raises(InvalidInputError, match="at most 1000"):
+            client.embed_text(["x" * 2000])
+        with pytest.raises(InvalidInputError, match="at most 1000"):
+            list(client.embed_many([Query(text="x" * 2000)]))
+
+
+def test_array_needs_a_rate():
+    with pytest.raises(SignalError, match="sampling_rate_hz"):
+        as_ecg(np.ones((12, 100)))
+
+
+def test_path_that_is_not_there_is_a_signal_error(tmp_path):
+    with pytest.raises(SignalError):
+        as_ecg(tmp_path / "nothing")
+
+
+def test_unit_of_an_array_is_converted():
+    microvolt = np.random.default_rng(0).standard_normal((12, 500)) * 500
+    assert np.abs(as_ecg(microvolt, sampling_rate_hz=100, unit="uV").signal).max() < 3
+
+
+def test_query_is_rendered_whole():
+    arguments = SearchArguments(text="a", study_id="s", subject_id="p", weights={"text": 2.0, "study": 0.5}, top_k=3)
+    request = search_request(query_of(arguments), arguments)
+    assert (request.query.text, request.query.study_id, request.query.subject_id) == ("a", "s", "p")
+    assert (request.query.weights.text, request.query.weights.study) == (2.0, 0.5)
+    assert request.top_k == 3
+    assert "ecg" not in request.read_mask.paths
+
+
+def test_unknown_weight_target_and_bare_embedding_are_refused():
+    with pytest.raises(QueryError, match="weight"):
+        render_query(Query(text="a", weights={"txt": 1.0}))
+    with pytest.raises(QueryError, match="target"):
+        search_request(Query(text="a"), {"target": "image"})
+    with pytest.raises(QueryError, match="fingerprint"):
+        render_query(Query(embedding=np.ones(256, np.float32)))
+
+
+def test_pauses_double_within_bounds_and_stop_at_the_deadline():
+    policy = RetryPolicy(attempts=6, first_pause_s=0.1, max_pause_s=0.5)
+    assert list(policy.pauses(time.monotonic() + 60)) == [0.1, 0.2, 0.4, 0.5, 0.5]
+    assert list(policy.pauses(time.monotonic() - 1)) == []
+
+
+def test_only_errors_of_the_moment_are_tried_again():
+    deadline = time.monotonic() + 60
+    busy = OverloadedError("busy")
+    busy.retry_after_s = 0.7
+    assert 0.7 <= pause_for(busy, 0.1, deadline) <= 0.8
+    assert pause_for(NotReadyError("loading"), None, deadline) is None
+    assert pause_for(SignalError("bad"), 0.1, deadline) is None
+    assert pause_for(busy, 0.1, time.monotonic() + 0.2) is None
+    assert pause_for(OverloadedError("Received message larger than max (9 vs. 8)"), 0.1, deadline) is None
+
+
+def test_window_resumes_at_the_first_without_answer():
+    window = Window(iter("abcdef"))
+    first = window.attempt()
+    assert [next(first) for _ in range(4)] == list("abcd")
+    assert [window.answer(), window.answer()] == [0, 1]
+    assert list(window.attempt()) == list("cdef")
+    assert next(first, None) == "e"
+    for _ in range(4):
+        window.answer()
+    assert next(first, None) is None
+    assert window.answered == 6
+
+
+def test_window_hands_on_what_the_source_raises():
+    def source():
+        yield "a"
+        raise ValueError("broken")
+
+    window = Window(source())
+    assert list(window.attempt()) == ["a"]
+    with pytest.raises(ValueError, match="broken"):
+        window.check()
