@@ -111,3 +111,10 @@ def test_search_help_names_every_filter_field(field):
     parser = build_parser()
     (commands,) = (action for action in parser._actions if getattr(action, "choices", None))
     assert re.search(rf"^  {field}$", commands.choices["search"].epilog, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("folder", ["scripts", "benchmarks"])
+def test_readme_of_a_folder_of_programs_names_each(folder):
+    text = (ROOT / folder / "README.md").read_text(encoding="utf-8")
+    programs = {path.stem for path in (ROOT / folder).iterdir() if path.is_file() and path.suffix in ("", ".py")}
+    assert [name for name in sorted(programs) if not re.search(rf"`{name}(\.py)?`", text)] == []

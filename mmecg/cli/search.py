@@ -41,6 +41,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--corpus", type=Path, help="corpus folder; default the demo corpus")
     where.add_argument("--server", metavar="HOST:PORT", help="ask a running server, which has its own bundle")
+    parser.add_argument("--timeout-s", type=float, default=30.0, metavar="S", help="time given to a server (30)")
     query = parser.add_argument_group("query (at least one)")
     query.add_argument("--ecg", type=Path, metavar="RECORD", help="WFDB record, or NumPy file")
     text = query.add_mutually_exclusive_group()
@@ -120,9 +121,9 @@ def _search_corpus(
 def _search_server(
     args: argparse.Namespace, query: Query, options: dict[str, Any]
 ) -> tuple[SearchResult, Study | None]:
-    from mmecg.client import Client
+    from mmecg.client import ChannelOptions, Client
 
-    with Client(args.server) as client:
+    with Client(args.server, ChannelOptions(timeout_s=args.timeout_s)) as client:
         result = client.search(
             ecg=query.ecg,
             text=query.text,
