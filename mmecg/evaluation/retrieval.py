@@ -99,9 +99,9 @@ def _class_balanced(
 def text_retrieval(setting: Setting, encoders: Mapping[str, Encoder]) -> list[Row]:
     """Return the rows ``ecg_to_report/recall_at_10`` and ``report_to_ecg/recall_at_10``.
 
-    Every record with a clean report that has a letter or digit is a query and an entry of the corpus. Any entry whose clean text
-    is identical to the query's own counts as a hit; a tie counts against the system. ``value_unique_texts`` is the
-    figure when every distinct text is one entry (ECG to report) or one query (report to ECG).
+    Every record with a clean report that has a letter or digit is a query and an entry of the corpus. Any entry whose
+    clean text is identical to the query's own counts as a hit; a tie counts against the system. ``value_unique_texts``
+    is the figure when every distinct text is one entry (ECG to report) or one query (report to ECG).
 
     Parameters
     ----------

@@ -23,8 +23,14 @@ STATEMENTS = [
     ("LVH", "left ventricular hypertrophy", "HYP"),
     ("SR", "sinus rhythm", ""),
 ]
-WORDS = (("normal", "within"), ("infarct", "scar"), ("t wave", "t abnorm", "st/t", "st-t", "st segment"),
-         ("block", "conduction", "hemiblock", "lafb"), ("hypertrophy", "voltage", "enlarge"), ("sinus", "rhythm"))  # fmt: skip
+WORDS = (
+    ("normal", "within"),
+    ("infarct", "scar"),
+    ("t wave", "t abnorm", "st/t", "st-t", "st segment"),
+    ("block", "conduction", "hemiblock", "lafb"),
+    ("hypertrophy", "voltage", "enlarge"),
+    ("sinus", "rhythm"),
+)
 REPORTS = ("normal ecg", "old infarct", "t wave changes", "fascicular block", "hypertrophy")
 
 

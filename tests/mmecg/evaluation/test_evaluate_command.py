@@ -28,18 +28,18 @@ def test_the_command_writes_the_files_and_prints_the_metrics(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "code", "message"),
     [
-        (["--fold", "7"], "fold 7 has no record"),
-        (["--fold", "9", "--bundle", "nowhere"], "bundle nowhere has no MANIFEST.json"),
-        (["--fold", "9", "--data", "nowhere"], "ptbxl_database.csv cannot be read"),
+        (["--fold", "7"], 2, "fold 7 has no record"),
+        (["--fold", "9", "--bundle", "nowhere"], 1, "bundle nowhere has no MANIFEST.json"),
+        (["--fold", "9", "--data", "nowhere"], 2, "ptbxl_database.csv cannot be read"),
     ],
 )
-def test_operator_errors_exit_2_in_one_line_and_write_nothing(
-    toy_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+def test_errors_are_one_line_and_write_nothing(
+    toy_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, message: str
 ) -> None:
     out = tmp_path / "out"
-    assert main(["evaluate", "--data", str(toy_folder), "--out", str(out), *arguments]) == 2
+    assert main(["evaluate", "--data", str(toy_folder), "--out", str(out), *arguments]) == code
     printed = capsys.readouterr().err
     assert message in printed
     assert "Traceback" not in printed
