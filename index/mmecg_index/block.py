@@ -82,6 +82,10 @@ class Block:
         count = self.count if positions is None else len(positions)
         if self.ann is None or (positions is not None and count <= EXACT_ROWS):
             return self._exact(queries, k, positions), True
+        if count == len(self):
+            found = self.ann.search(queries, k)
+            if (found[1] >= 0).all():
+                return found, False
         passing = self.alive
         if positions is not None:
             passing = np.zeros(len(self), np.bool_)
