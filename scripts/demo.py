@@ -28,7 +28,8 @@ from mmecg.study import Study
 from mmecg.vitals import Vitals
 
 ROOT = Path(__file__).parents[1]
-STARTUP_S = 120
+STARTUP_S = 300
+STOP_S = 60
 CALLS = 30
 
 
@@ -95,9 +96,13 @@ def running_server(corpus: Path, log: Path) -> Iterator[int]:
             yield wait_for_port(process, log)
         finally:
             process.send_signal(signal.SIGTERM)
-            code = process.wait(60)
+            try:
+                code: int | str = process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                code = f"none within {STOP_S} s of SIGTERM"
     if code:
-        raise SystemExit(f"demo: the server ended with exit code {code}:\n{log.read_text()}")
+        raise SystemExit(f"demo: the server's exit code was {code}:\n{log.read_text()}")
 
 
 def wait_for_port(process: subprocess.Popen[bytes], log: Path) -> int:

@@ -94,12 +94,12 @@ def test_links_lead_somewhere(path):
     assert [link for link in local if not (path.parent / link).exists()] == []
 
 
-@pytest.mark.parametrize("key", configuration_keys(ServerConfig))
+@pytest.mark.parametrize("key", list(configuration_keys(ServerConfig)))
 def test_server_readme_explains_every_configuration_key(key):
     assert f"`{key}`" in server_readme()
 
 
-@pytest.mark.parametrize("rpc", rpcs())
+@pytest.mark.parametrize("rpc", list(rpcs()))
 def test_server_readme_names_every_rpc(rpc):
     service, method = rpc.split(".")
     assert service in server_readme()
