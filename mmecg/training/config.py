@@ -46,6 +46,8 @@ class TrainingConfig:
         Share of crops that keep only some leads.
     extra_reports : int
         Reports of other studies that serve as further negatives of a batch.
+    rarity_exponent : float
+        A claim about one label draws the label with probability proportional to its count to minus this power.
     text_width, text_hidden : int
         Shape of the text tower.
     mixed_precision : bool
@@ -67,6 +69,7 @@ class TrainingConfig:
     crop_s: float = 2.5
     lead_mask_probability: float = 0.5
     extra_reports: int = 1024
+    rarity_exponent: float = 0.75
     text_width: int = 256
     text_hidden: int = 512
     mixed_precision: bool = True

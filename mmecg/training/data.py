@@ -161,7 +161,7 @@ class BatchSampler:
         self._report_tokens: list[list[int]] = tokenize([text or "[UNK]" for text in data.reports])
         self._prompt_tokens: list[list[list[int]]] = [tokenize(list(prompts)) for prompts in data.label_prompts]
         (self._stop,) = tokenize(["."])
-        self._rarity = 1 / np.sqrt(np.maximum(data.labels.sum(0), 1))
+        self._rarity = np.maximum(data.labels.sum(0), 1.0) ** -config.rarity_exponent
         self._first_of_group = dict(zip(data.report_group[::-1].tolist(), range(len(data))[::-1], strict=True))
 
     @property

@@ -5,7 +5,7 @@ Terms (weights in :class:`mmecg.training.config.LossWeights`):
 * **reports**: ECG against report text; identical reports are positives; reports of other studies are further negatives.
 * **prompts**: ECG against a true claim made of label prompts; every ECG for which the claim is true is a positive.
 * **vitals**: vitals, and ECG fused with vitals, against the claim (against the report under report supervision).
-* **neighbours**: ECG against the ECGs of recent batches, with their label similarity as target: what nearest-neighbour
+* **neighbours**: ECG, and ECG fused with vitals, against the ECGs of recent batches, with their label similarity as target: what nearest-neighbour
   search will ask of the space.
 * **statements**: binary cross-entropy of the labels, from the ECG features.
 * **words**: binary cross-entropy of the report's words and word pairs, from the ECG features (report supervision only
@@ -78,7 +78,9 @@ class Objective(nn.Module):
             true = _claims_true(gather(batch.labels), gather(batch.prompt_labels))
             scale = self.prompt_logit_scale
             terms["prompts"] = contrastive_loss(ecg, claims, true, scale)
-            terms["neighbours"] = self.neighbours(ecg, gather(batch.labels))
+            labels = gather(batch.labels)
+            terms["neighbours"] = (self.neighbours(ecg, labels) + self.neighbours(fused, labels)) / 2
+            self.neighbours.remember(ecg, labels)
         else:
             claims = gather(model.text.embed_tokens(batch.report_tokens))
             true = _same_group(gather(batch.report_group), gather(batch.report_group))
@@ -129,29 +131,31 @@ class NeighbourLoss(nn.Module):
         self.register_buffer("memory_labels", torch.zeros(size, len(prevalence)))
         self.register_buffer("filled", torch.zeros((), dtype=torch.long))
 
-    def forward(self, ecg: Tensor, labels: Tensor) -> Tensor:
-        """Return the loss of a batch against the memory (0 until it is full), then remember the batch.
+    def forward(self, queries: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of a batch against the memory; 0 until the memory is full.
 
         Parameters
         ----------
-        ecg : float, shape (batch, dim), unit norm
+        queries : float, shape (batch, dim), unit norm
         labels : float, shape (batch, labels)
         """
-        loss = ecg.new_zeros(())
-        size = len(self.memory)
-        if self.filled >= size:
-            weighted = labels * self.rarity
-            shared = weighted @ self.memory_labels.T  # (batch, size)
-            union = weighted.sum(1, keepdim=True) + self.memory_labels @ self.rarity - shared
-            targets = (shared / union.clamp(min=1e-6)).square()
-            targets = targets / targets.sum(1, keepdim=True).clamp(min=1e-6)
-            loss = -(targets * functional.log_softmax(self.LOGIT_SCALE * ecg @ self.memory.T, dim=1)).sum(1).mean()
-        rows = (self.filled + torch.arange(len(ecg), device=ecg.device)) % size
+        if self.filled < len(self.memory):
+            return queries.new_zeros(())
+        weighted = labels * self.rarity
+        shared = weighted @ self.memory_labels.T  # (batch, size)
+        union = weighted.sum(1, keepdim=True) + self.memory_labels @ self.rarity - shared
+        targets = (shared / union.clamp(min=1e-6)).square()
+        targets = targets / targets.sum(1, keepdim=True).clamp(min=1e-6)
+        log_shares = functional.log_softmax(self.LOGIT_SCALE * queries @ self.memory.T, dim=1)
+        return -(targets * log_shares).sum(1).mean()
+
+    def remember(self, ecg: Tensor, labels: Tensor) -> None:
+        """Put a batch in the place of the oldest one."""
+        rows = (self.filled + torch.arange(len(ecg), device=ecg.device)) % len(self.memory)
         # New tensors: the graph of this batch still holds the old ones.
         self.memory = self.memory.index_copy(0, rows, ecg.detach())
         self.memory_labels = self.memory_labels.index_copy(0, rows, labels)
         self.filled += len(ecg)
-        return loss
 
 
 def _summed_bce(logits: Tensor, targets: Tensor) -> Tensor:

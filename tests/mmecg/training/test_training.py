@@ -157,7 +157,8 @@ def test_neighbour_loss_prefers_shared_rare_labels() -> None:
     loss = NeighbourLoss(torch.tensor([0.9, 0.01]), size=4)
     directions = torch.nn.functional.normalize(torch.randn(4, 256), dim=-1)
     memory_labels = torch.tensor([[1.0, 1.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
-    assert loss(directions, memory_labels) == 0  # the memory was empty
+    assert loss(directions, memory_labels) == 0  # the memory is empty
+    loss.remember(directions, memory_labels)
     rare = torch.tensor([[1.0, 1.0]])
     near_rare, near_common = loss(directions[:1], rare), loss(directions[1:2], rare)
     assert near_rare < near_common
