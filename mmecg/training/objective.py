@@ -5,8 +5,8 @@ Terms (weights in :class:`mmecg.training.config.LossWeights`):
 * **reports**: ECG against report text; identical reports are positives; reports of other studies are further negatives.
 * **prompts**: ECG against a true claim made of label prompts; every ECG for which the claim is true is a positive.
 * **vitals**: vitals, and ECG fused with vitals, against the claim (against the report under report supervision).
-* **neighbours**: ECG, and ECG fused with vitals, against the ECGs of recent batches, with their label similarity as target: what nearest-neighbour
-  search will ask of the space.
+* **neighbours**: ECG, and ECG fused with vitals, against the ECGs of recent batches, with their label similarity as
+  target: what nearest-neighbour search will ask of the space.
 * **statements**: binary cross-entropy of the labels, from the ECG features.
 * **words**: binary cross-entropy of the report's words and word pairs, from the ECG features (report supervision only
   needs this one; it teaches axis, voltage and other findings that have no statement code).
