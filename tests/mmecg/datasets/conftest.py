@@ -11,9 +11,21 @@ import pytest
 with warnings.catch_warnings():
     # With recent pandas, the import of the wfdb package itself warns of deprecations.
     warnings.simplefilter("ignore")
-    import wfdb  # noqa: F401
+    import wfdb
 
 SHARED = Path(__file__).resolve().parents[3].parent / "shared" / "data"
+
+
+@pytest.fixture
+def wrsamp() -> Callable[..., None]:
+    """Return ``wfdb.wrsamp``, whose own use of recent pandas warns of deprecations."""
+
+    def write(*arguments: object, **options: object) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            wfdb.wrsamp(*arguments, **options)
+
+    return write
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import wfdb
 
 from mmecg.datasets.mimic_iv_ecg import read_mimic_iv_ecg, read_mimic_iv_ecg_table
 from mmecg.datasets.mimic_iv_ed import ED_VITALS, note_of_row, read_mimic_iv_ed, vitals_of_row
@@ -20,7 +19,7 @@ MEASURED = "rr_interval,p_onset,p_end,qrs_onset,qrs_end,t_end,p_axis,qrs_axis,t_
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, wrsamp: Callable[..., None]) -> Path:
     records, machine = [], []
     for number, (rr, first) in enumerate([("800", "Sinus rhythm"), ("29999", "Atrial fibrillation"), ("0", "")]):
         study = 40000000 + number
@@ -34,7 +33,7 @@ def folder(tmp_path: Path) -> Path:
             target = (tmp_path / path).parent
             target.mkdir(parents=True)
             signal = synthetic_ecg(sampling_rate_hz=500.0, seed=number).signal
-            wfdb.wrsamp(
+            wrsamp(
                 str(study),
                 fs=500,
                 units=["mV"] * 12,

@@ -18,21 +18,26 @@ from mmecg.ecg import LEADS, Ecg
 from mmecg.errors import SignalError
 
 
-def write_record(folder: Path, ecg: Ecg, leads: tuple[str, ...], *, fmt: str = "16", gain: float = 200.0) -> Path:
-    signal = ecg.signal[[LEADS.index(lead) for lead in leads]]
-    counts = np.rint(signal.T * gain).astype(np.int64)
-    wfdb.wrsamp(
-        "record",
-        fs=ecg.sampling_rate_hz,
-        units=["mV"] * len(leads),
-        sig_name=[lead.upper() for lead in leads],
-        d_signal=counts,
-        fmt=[fmt] * len(leads),
-        adc_gain=[gain] * len(leads),
-        baseline=[0] * len(leads),
-        write_dir=str(folder),
-    )
-    return folder / "record"
+@pytest.fixture
+def write_record(tmp_path: Path, wrsamp: Callable[..., None]) -> Callable[..., Path]:
+    def write(
+        ecg: Ecg, leads: tuple[str, ...], *, fmt: str = "16", gain: float = 200.0, folder: Path = tmp_path
+    ) -> Path:
+        signal = ecg.signal[[LEADS.index(lead) for lead in leads]]
+        wrsamp(
+            "record",
+            fs=ecg.sampling_rate_hz,
+            units=["mV"] * len(leads),
+            sig_name=[lead.upper() for lead in leads],
+            d_signal=np.rint(signal.T * gain).astype(np.int64),
+            fmt=[fmt] * len(leads),
+            adc_gain=[gain] * len(leads),
+            baseline=[0] * len(leads),
+            write_dir=str(folder),
+        )
+        return folder / "record"
+
+    return write
 
 
 def write_16(folder: Path, counts: np.ndarray, lines: list[str], first: str) -> Path:
@@ -48,9 +53,11 @@ def write_16(folder: Path, counts: np.ndarray, lines: list[str], first: str) -> 
     [("16", LEADS, 1000.0), ("80", LEADS, 40.0), ("212", LEADS, 200.0), ("516", LEADS[:8], 1000.0)],
 )
 @pytest.mark.parametrize("rate", [100.0, 250.0, 360.0, 500.0, 1000.0])
-def test_formats_and_rates(tmp_path: Path, fmt: str, leads: tuple[str, ...], gain: float, rate: float) -> None:
+def test_formats_and_rates(
+    write_record: Callable[..., Path], fmt: str, leads: tuple[str, ...], gain: float, rate: float
+) -> None:
     ecg = synthetic_ecg(sampling_rate_hz=rate, duration_s=3.0, seed=1)
-    record = write_record(tmp_path, ecg, leads, fmt=fmt, gain=gain)
+    record = write_record(ecg, leads, fmt=fmt, gain=gain)
     got = read_wfdb(record)
     assert got.sampling_rate_hz == rate
     assert got.leads == leads
@@ -61,8 +68,8 @@ def test_formats_and_rates(tmp_path: Path, fmt: str, leads: tuple[str, ...], gai
 
 
 @pytest.mark.parametrize("fmt", ["16", "212", "516"])
-def test_bytes_and_path_agree(tmp_path: Path, fmt: str) -> None:
-    record = write_record(tmp_path, synthetic_ecg(duration_s=2.0), LEADS[:6], fmt=fmt)
+def test_bytes_and_path_agree(write_record: Callable[..., Path], fmt: str) -> None:
+    record = write_record(synthetic_ecg(duration_s=2.0), LEADS[:6], fmt=fmt)
     data = record.with_suffix(".dat").read_bytes()
     got = read_wfdb_bytes(record.with_suffix(".hea").read_bytes(), data)
     np.testing.assert_array_equal(got.signal, read_wfdb(record.with_suffix(".hea")).signal)
@@ -84,14 +91,14 @@ def test_cinc_challenge_mat(tmp_path: Path) -> None:
         read_wfdb(tmp_path / "A0001")
 
 
-def test_any_lead_order_gives_the_same_ecg(tmp_path: Path) -> None:
+def test_any_lead_order_gives_the_same_ecg(tmp_path: Path, write_record: Callable[..., Path]) -> None:
     ecg = synthetic_ecg(seed=4)
     mimic = ("I", "II", "III", "aVR", "aVF", "aVL", "V1", "V2", "V3", "V4", "V5", "V6")
     signals = []
     for number, order in enumerate((LEADS, mimic, LEADS[::-1])):
         folder = tmp_path / str(number)
         folder.mkdir()
-        signals.append(read_wfdb(write_record(folder, ecg, order)).signal)
+        signals.append(read_wfdb(write_record(ecg, order, folder=folder)).signal)
     np.testing.assert_array_equal(signals[0], signals[1])
     np.testing.assert_array_equal(signals[0], signals[2])
 
@@ -119,7 +126,7 @@ def test_units_are_converted(tmp_path: Path, unit: str, factor: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("gain", "match"), [("1000/mmHg", "has unit"), ("0/mV", "uncalibrated"), ("1/mV", "microvolt or raw counts")]
+    ("gain", "match"), [("1000/mmHg", "has the unit"), ("0/mV", "uncalibrated"), ("1/mV", "microvolt or raw counts")]
 )
 def test_wrong_amplitude_is_refused(tmp_path: Path, gain: str, match: str) -> None:
     counts = np.rint(synthetic_ecg().signal[:1] * 1000)
@@ -196,8 +203,8 @@ def test_a_day_long_record_is_refused_before_it_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fmt", ["16", "212", "516"])
-def test_truncated_signal_file(tmp_path: Path, fmt: str) -> None:
-    record = write_record(tmp_path, synthetic_ecg(), LEADS[:6], fmt=fmt)
+def test_truncated_signal_file(write_record: Callable[..., Path], fmt: str) -> None:
+    record = write_record(synthetic_ecg(), LEADS[:6], fmt=fmt)
     data = record.with_suffix(".dat")
     data.write_bytes(data.read_bytes()[: data.stat().st_size // 3])
     with pytest.raises(SignalError, match=r"truncated|cannot be decoded"):
