@@ -29,7 +29,7 @@ from mmecg.vitals import Vitals
 
 ROOT = Path(__file__).parents[1]
 STARTUP_S = 300
-STOP_S = 60
+STOP_S = 120
 CALLS = 30
 
 

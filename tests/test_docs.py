@@ -36,8 +36,7 @@ def configuration_keys(kind, prefix=""):
     for field in dataclasses.fields(kind):
         if dataclasses.is_dataclass(hints[field.name]):
             yield from configuration_keys(hints[field.name], f"{prefix}{field.name}.")
-        else:
-            yield prefix + field.name
+        yield prefix + field.name
 
 
 def rpcs():
@@ -96,7 +95,8 @@ def test_links_lead_somewhere(path):
 
 @pytest.mark.parametrize("key", list(configuration_keys(ServerConfig)))
 def test_server_readme_explains_every_configuration_key(key):
-    assert f"`{key}`" in server_readme()
+    *table, name = key.split(".")
+    assert all(f"`{part}`" in server_readme() for part in [*table, name])
 
 
 @pytest.mark.parametrize("rpc", list(rpcs()))
