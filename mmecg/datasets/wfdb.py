@@ -51,7 +51,6 @@ MAX_FLAC_RATIO = 200
 """Largest accepted ratio of decoded to stored bytes of a FLAC file; an ECG reaches 2 to 10."""
 
 _UNIT_TO_MV = {"mv": 1.0, "uv": 1e-3, "µv": 1e-3, "μv": 1e-3, "v": 1e3}
-_SUFFIXES = frozenset({".hea", ".dat", ".mat"})
 
 
 def read_wfdb(path: str | Path, *, rename: Mapping[str, str] | None = None, verify_checksum: bool = True) -> Ecg:
@@ -275,16 +274,14 @@ def _check_claims(header: WfdbHeader, signals: Sequence[WfdbSignal], source: _So
 
 
 def _members(header: WfdbHeader, file_name: str) -> list[WfdbSignal]:
-    """Return the signals of one file, in the order in which their samples are interleaved."""
+    # In the order in which their samples are interleaved.
     return [signal for signal in header.signals if signal.file_name == file_name]
 
 
 def _frames_in_file(header: WfdbHeader, file_name: str, size: int) -> int:
     members = _members(header, file_name)
     if len({(signal.format, signal.byte_offset) for signal in members}) != 1:
-        raise SignalError(
-            "signals of one WFDB file differ in format or offset; check the header", field="ecg.wfdb.header"
-        )
+        raise SignalError("signals of one WFDB file differ in format; check the header", field="ecg.wfdb.header")
     storage, offset = members[0].format, members[0].byte_offset
     samples = sum(signal.samples_per_frame for signal in members)
     if storage in FLAC_FORMATS:
@@ -393,7 +390,7 @@ def _to_millivolt(signal: WfdbSignal, counts: NDArray[Any]) -> NDArray[np.float3
 
 
 def _record_path(path: Path) -> Path:
-    return path.with_suffix("") if path.suffix.lower() in _SUFFIXES else path
+    return path.with_suffix("") if path.suffix.lower() in {".hea", ".dat", ".mat"} else path
 
 
 def _no_file(file_name: str, reason: str) -> SignalError:
