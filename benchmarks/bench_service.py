@@ -22,12 +22,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+from mmecg_server.__main__ import open_retriever
 
 from mmecg.client import Client
 from mmecg.config import ServerConfig
 from mmecg.ecg import Ecg
 from mmecg.retriever import Query, Retriever
-from mmecg_server.__main__ import open_retriever
 
 CLIENTS = 8
 

@@ -16,11 +16,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+
 import mmecg
 from mmecg.config import ServerConfig, effective_config, load_config
 from mmecg.datasets.parquet import read_studies
+from mmecg.ecg import Ecg
 from mmecg.errors import ConfigError, MmecgError
-from mmecg.retriever import Retriever
+from mmecg.retriever import Query, Retriever
 from mmecg_server.interceptors import log, set_up_logging
 from mmecg_server.server import Server
 
@@ -63,6 +66,7 @@ def run(config: ServerConfig, stop: threading.Event) -> int:
         log("listening", host=config.host, port=server.port)
         with open_retriever(config) as retriever:
             if not stop.is_set():
+                warm_up(retriever)
                 server.serve(retriever)
                 stats = retriever.corpus.stats()
                 log("serving", port=server.port, fingerprint=stats.fingerprint, studies=stats.studies)
@@ -100,6 +104,12 @@ def open_retriever(config: ServerConfig) -> Iterator[Retriever]:
             yield retriever
         finally:
             corpus.close()
+
+
+def warm_up(retriever: Retriever) -> None:
+    """Encode and search once, so that the first caller does not pay for what libraries set up lazily."""
+    wave = np.sin(np.arange(5000) / 50)[None].repeat(12, axis=0)
+    retriever.search([Query(ecg=Ecg.from_array(wave, sampling_rate_hz=500), text="sinus rhythm")], 1)
 
 
 def read_arguments(argv: Sequence[str] | None) -> ServerConfig:

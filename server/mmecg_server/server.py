@@ -42,6 +42,7 @@ class Server:
         self._gate = Gate(limits)
         self._backend = Backend(self._gate, limits)
         self._encoder: BatchingEncoder | None = None
+        self._stopped = False
         threads = limits.max_in_flight + limits.max_streams + SPARE_THREADS
         self._server = grpc.server(
             ThreadPoolExecutor(threads, thread_name_prefix="call"),
@@ -80,7 +81,10 @@ class Server:
         self._set_health(health_pb2.HealthCheckResponse.SERVING)
 
     def stop(self) -> None:
-        """Say NOT_SERVING, refuse new calls, let running ones end within ``drain_s``, then close."""
+        """Say NOT_SERVING, refuse new calls, let running ones end within ``drain_s``, then close. Once is enough."""
+        if self._stopped:
+            return
+        self._stopped = True
         self._health.enter_graceful_shutdown()
         self._gate.drain()
         self._server.stop(self._config.drain_s).wait()

@@ -17,6 +17,7 @@ from mmecg.client import ChannelOptions, Client, RetryPolicy
 from mmecg.config import LimitsConfig, ServerConfig
 from mmecg.ecg import LEADS, Ecg, fit_length
 from mmecg.embedding import EMBEDDING_DIM, normalise
+from mmecg.errors import VitalsError
 from mmecg.report import Report
 from mmecg.retriever import Retriever
 from mmecg.study import ClinicalNote, Study
@@ -37,6 +38,8 @@ class SmallEncoder:
         return np.concatenate([self._project(self._bag(text), 2) for text in texts])
 
     def encode_vitals(self, vitals: Sequence[Vitals]) -> np.ndarray:
+        if any(item.is_empty() for item in vitals):
+            raise VitalsError("vitals are empty", field="vitals")
         return np.concatenate([self._project(np.nan_to_num(item.to_array()), 3) for item in vitals])
 
     def ecg_features(self, ecgs: Sequence[Ecg]) -> np.ndarray:
@@ -76,7 +79,9 @@ def build_study(number: int) -> Study:
         ecg=build_ecg(number),
         report=Report.from_text(f"{words[number % 4]}, case {number}."),
         notes=(ClinicalNote("chest pain", "triage", acquired_at - timedelta(hours=1)),),
-        vitals=Vitals(age_years=40 + number, sex="female" if number % 2 else "male", heart_rate_bpm=60 + number),
+        vitals=Vitals(
+            age_years=40 + number % 60, sex="female" if number % 2 else "male", heart_rate_bpm=60 + number % 60
+        ),
         labels={"NORM" if number % 4 == 0 else "MI": 100.0},
         site="site-a",
         device="device-b",
@@ -112,7 +117,7 @@ def retriever(encoder: SmallEncoder, corpus: Corpus) -> Retriever:
 
 @pytest.fixture
 def config() -> ServerConfig:
-    return ServerConfig(port=0, drain_s=5.0, limits=LimitsConfig(max_message_bytes=8 * 2**20, max_batch=16))
+    return ServerConfig(port=0, drain_s=60.0, limits=LimitsConfig(max_message_bytes=8 * 2**20, max_batch=16))
 
 
 @pytest.fixture

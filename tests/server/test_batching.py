@@ -23,7 +23,7 @@ class Recorder:
     def __call__(self, items):
         self.batches.append(list(items))
         self.entered.set()
-        assert self.free.wait(30)
+        assert self.free.wait(120)
         if any(item < 0 for item in items):
             raise ReportError("negative")
         return np.array(items, np.float32)[:, None] * 2
@@ -51,7 +51,7 @@ def hold(encode, pool, batcher):
     """Let one item occupy the encoder."""
     encode.free.clear()
     first = pool.submit(batcher, [0])
-    assert encode.entered.wait(10)
+    assert encode.entered.wait(60)
     return first
 
 

@@ -44,7 +44,7 @@ class HeldEncoder:
 
     def encode_text(self, texts):
         self.entered.set()
-        assert self.free.wait(30)
+        assert self.free.wait(120)
         return self._encoder.encode_text(texts)
 
     def __getattr__(self, name):
@@ -101,7 +101,7 @@ def test_overload_is_refused_at_once_with_a_pause(config, encoder, corpus):
         server.serve(Retriever(held, corpus))
         with Client(f"127.0.0.1:{server.port}", ONCE) as client:
             running = [pool.submit(client.embed_text, ["a"]) for _ in range(2)]
-            assert held.entered.wait(10)
+            assert held.entered.wait(60)
             with pytest.raises(OverloadedError, match="2 calls") as caught:
                 until_refused(client)
             assert caught.value.retry_after_s > 0
@@ -119,7 +119,7 @@ def test_streams_beyond_the_limit_are_refused(config, encoder, corpus):
         server.serve(Retriever(held, corpus))
         with Client(f"127.0.0.1:{server.port}", ONCE) as client:
             running = pool.submit(lambda: list(client.embed_many([Query(text="a")])))
-            assert held.entered.wait(10)
+            assert held.entered.wait(60)
             with pytest.raises(OverloadedError, match="1 streams"):
                 list(client.embed_many([Query(text="b")]))
             held.free.set()
@@ -135,7 +135,7 @@ def test_deadline_is_honoured(config, encoder, corpus):
             started = time.monotonic()
             with pytest.raises(TimeoutError):
                 client.embed_text(["a"])
-            assert time.monotonic() - started < 5
+            assert time.monotonic() - started < 60
             held.free.set()
 
 
@@ -155,14 +155,14 @@ def test_drain_lets_running_calls_end_and_refuses_new_ones(config, encoder, corp
     address = f"127.0.0.1:{server.port}"
     with Client(address, ONCE) as client, ThreadPoolExecutor(2) as pool:
         running = pool.submit(client.embed_text, ["a"])
-        assert held.entered.wait(10)
+        assert held.entered.wait(60)
         stopping = pool.submit(server.stop)
         with pytest.raises(NotReadyError):
             until_refused(client)
         assert not stopping.done()
         held.free.set()
         assert running.result().shape == (1, 256)
-        stopping.result(timeout=10)
+        stopping.result(timeout=60)
 
 
 def test_drain_ends_a_stream_between_chunks_with_everything_acknowledged_kept(config, retriever, make_study):
@@ -188,7 +188,7 @@ def test_drain_ends_a_stream_between_chunks_with_everything_acknowledged_kept(co
         with pytest.raises(NotReadyError):
             collect()
         stopped.set()
-        stopping[0].result(timeout=20)
+        stopping[0].result(timeout=60)
     assert all(outcome.error is None for outcome in acknowledged)
     kept, _ = retriever.corpus.list_studies(page_size=1000)
     assert {f"study-{outcome.item}" for outcome in acknowledged} <= set(kept)
@@ -204,7 +204,23 @@ def test_a_taken_port_is_a_configuration_error(server, config):
 CANARY = "Canarybird"
 
 
-def test_no_clinical_content_in_logs_or_errors(filled, encoder, log_lines, make_study, monkeypatch):
+class Exploding:
+    """Fails on texts about explosions, with an error that quotes the text."""
+
+    def __init__(self, encoder) -> None:
+        self._encoder = encoder
+        self.fingerprint = encoder.fingerprint
+
+    def encode_text(self, texts):
+        if any("explosion" in text for text in texts):
+            raise KeyError(f"cannot encode {texts}")
+        return self._encoder.encode_text(texts)
+
+    def __getattr__(self, name):
+        return getattr(self._encoder, name)
+
+
+def test_no_clinical_content_in_logs_or_errors(config, encoder, corpus, log_lines, make_study):
     """Send the canary everywhere, make everything fail, and look for it."""
     study = replace(
         make_study(1),
@@ -216,8 +232,7 @@ def test_no_clinical_content_in_logs_or_errors(filled, encoder, log_lines, make_
         site=CANARY,
         labels={CANARY: 100.0},
     )
-    assert next(iter(filled.upsert([study]))).error is None
-    filled.search(text=f"{CANARY} rhythm", target="text")
+    explosive = replace(study, report=Report.from_text(f"{CANARY} explosion"))
     failures = []
 
     def fail(call) -> None:
@@ -225,24 +240,22 @@ def test_no_clinical_content_in_logs_or_errors(filled, encoder, log_lines, make_
             call()
         failures.append(str(caught.value))
 
-    fail(lambda: filled.search(text=f"{CANARY}\x00"))
-    fail(lambda: filled.search(text=CANARY, page_token=CANARY))
-    fail(lambda: filled.search(ecg=np.full((12, 1000), np.nan), sampling_rate_hz=100))
-    failures.extend(str(outcome.error) for outcome in filled.upsert([replace(study, labels={CANARY: 900.0})]))
-
-    def explode(texts):
-        raise KeyError(f"cannot encode {texts[0]}")
-
-    monkeypatch.setattr(type(encoder), "encode_text", staticmethod(explode))
-    fail(lambda: filled.search(text=f"{CANARY} rhythm"))
-    failures.extend(str(outcome.error) for outcome in filled.upsert([study]))
+    with Server(config) as server, Client(f"127.0.0.1:{server.port}", ONCE) as client:
+        server.serve(Retriever(Exploding(encoder), corpus))
+        assert next(iter(client.upsert([study]))).error is None
+        assert client.search(text=f"{CANARY} rhythm", target="text").hits[0].study_id == study.study_id
+        fail(lambda: client.search(text=f"{CANARY}\x00"))
+        fail(lambda: client.search(text=CANARY, page_token=CANARY))
+        fail(lambda: client.search(ecg=np.full((12, 1000), np.nan), sampling_rate_hz=100))
+        failures.extend(str(outcome.error) for outcome in client.upsert([replace(study, labels={CANARY: 900.0})]))
+        fail(lambda: client.search(text=f"{CANARY} explosion"))
+        failures.extend(str(outcome.error) for outcome in client.upsert([explosive]))
     assert "internal error" in failures[-1]
     assert "internal error" in failures[-2]
-    assert len(log_lines) >= 8
     events = [json.loads(line) for line in log_lines]
+    assert len([event for event in events if event["event"] == "call"]) == 7
     errors = [event for event in events if event["event"] == "internal_error"]
-    assert errors
-    assert errors[0]["error_id"] in " ".join(failures)
+    assert [event["error_id"] in failure for event, failure in zip(errors, failures[-2:], strict=True)] == [True, True]
     assert errors[0]["type"] == "KeyError"
     assert [line for line in log_lines if CANARY in line] == []
     assert [text for text in failures if CANARY in text] == []
