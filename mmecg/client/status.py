@@ -27,6 +27,8 @@ _BY_CODE: dict[int, type[MmecgError]] = {
     grpc.StatusCode.ALREADY_EXISTS.value[0]: errors.AlreadyExistsError,
     grpc.StatusCode.FAILED_PRECONDITION.value[0]: errors.ArtifactError,
     grpc.StatusCode.UNAVAILABLE.value[0]: errors.NotReadyError,
+    # The clients never cancel a call that somebody waits for: a stopping server did.
+    grpc.StatusCode.CANCELLED.value[0]: errors.NotReadyError,
     grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]: errors.OverloadedError,
 }
 
