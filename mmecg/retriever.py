@@ -124,11 +124,7 @@ class Retriever:
         FingerprintMismatchError
             A query's embedding was made by another bundle.
         """
-        check_top_k(top_k)
-        if target not in MODALITIES:
-            raise QueryError(f"target is {str(target)[:20]!r}, expected one of {', '.join(MODALITIES)}", field="target")
-        if page_token and len(queries) != 1:
-            raise QueryError(f"page_token came with {len(queries)} queries, expected one", field="page_token")
+        _check_request(len(queries), top_k, target, page_token)
         digests = [_digest(query, target, where, exclude_same_subject) for query in queries]
         offset = _parse_token(page_token, digests[0]) if page_token else 0
         groups: dict[Filter, list[int]] = {}
@@ -145,9 +141,8 @@ class Retriever:
                 if with_studies:
                     hits = self._with_studies(hits, with_signal=with_signal)
                 more = end < len(rows) and rows[end] >= 0
-                results[index] = SearchResult(
-                    tuple(hits), found.plan, _render_token(digests[index], end) if more else ""
-                )
+                token = _render_token(digests[index], end) if more else ""
+                results[index] = SearchResult(tuple(hits), found.plan, token)
         return [results[index] for index in range(len(queries))]
 
     def embed(self, queries: Sequence[Query], *, target: Target = "ecg") -> Vector:
@@ -257,6 +252,14 @@ def study_text(study: Study, *, include_later_notes: bool = False) -> str:
     notes = study.notes if include_later_notes else study.notes_before_ecg()
     texts = [study.report.text if study.report else "", *(note.text.strip() for note in notes)]
     return "\n".join(text for text in texts if text)
+
+
+def _check_request(queries: int, top_k: int, target: str, page_token: str) -> None:
+    check_top_k(top_k)
+    if target not in MODALITIES:
+        raise QueryError(f"target is {str(target)[:20]!r}, expected one of {', '.join(MODALITIES)}", field="target")
+    if page_token and queries != 1:
+        raise QueryError(f"page_token came with {queries} queries, expected one", field="page_token")
 
 
 def _encode(
