@@ -138,12 +138,11 @@ class Retriever:
             found = self.corpus.search(vectors[group], min(end + 1, MAX_TOP_K), target=target, where=condition)
             for index, rows, scores in zip(group, found.rows, found.scores, strict=True):
                 hits = self._hits(vectors[index], rows[offset:end], scores[offset:end])
-                if with_studies:
-                    hits = self._with_studies(hits, with_signal=with_signal)
                 more = end < len(rows) and rows[end] >= 0
                 token = _render_token(digests[index], end) if more else ""
                 results[index] = SearchResult(tuple(hits), found.plan, token)
-        return [results[index] for index in range(len(queries))]
+        ordered = [results[index] for index in range(len(queries))]
+        return [self._with_studies(result, with_signal=with_signal) for result in ordered] if with_studies else ordered
 
     def embed(self, queries: Sequence[Query], *, target: Target = "ecg") -> Vector:
         """Return the fused embedding of each query: float32, shape (queries, dim), unit norm."""
@@ -238,13 +237,13 @@ class Retriever:
         ids = iter(table["study_id"].gather(at[there]).to_list())
         return [next(ids) if here else None for here in there]
 
-    def _with_studies(self, hits: list[Hit], *, with_signal: bool) -> list[Hit]:
-        """Return the hits with their studies, without those whose study was deleted since the search."""
+    def _with_studies(self, result: SearchResult, *, with_signal: bool) -> SearchResult:
+        """Put the studies into the hits; a hit whose study was deleted since the search is left out."""
         found = []
-        for hit in hits:
+        for hit in result.hits:
             with contextlib.suppress(StudyNotFoundError):
                 found.append(replace(hit, study=self.corpus.get([hit.study_id], with_signal=with_signal)[0]))
-        return found
+        return replace(result, hits=tuple(found))
 
 
 def study_text(study: Study, *, include_later_notes: bool = False) -> str:
