@@ -297,6 +297,8 @@ def _check_amplitude(signal: NDArray[np.float32], mask: NDArray[np.bool_]) -> No
     present = signal[mask]
     if not present.any():
         raise SignalError("every sample is zero, expected a recording in millivolt", field="ecg.signal")
+    if np.abs(present).max() <= MAX_PLAUSIBLE_MV / 2:
+        return  # no deviation from a median can exceed the limit: the quick way out for nearly every recording
     # A typical lead decides: one lead full of artefact does not condemn the recording.
     deviation = np.abs(present - np.median(present, axis=1, keepdims=True))
     typical = float(np.median(np.percentile(deviation, 99, axis=1)))
