@@ -19,7 +19,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from mmecg.bundle import DEFAULT_BUNDLE, load_bundle
+from mmecg.assets import DEMO_CORPUS
+from mmecg.bundle import load_bundle
 from mmecg.datasets.parquet import read_studies
 from mmecg.ecg import Ecg
 
@@ -76,7 +77,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     encoder = load_bundle(args.bundle).encoder
-    studies = list(read_studies(DEFAULT_BUNDLE.parent / "demo_corpus.parquet"))[:256]
+    studies = list(read_studies(DEMO_CORPUS))[:256]
     at_100 = [study.ecg for study in studies if study.ecg]
     at_500 = [ecg.resample(500) for ecg in at_100]
     texts = [study.report.text for study in studies if study.report]

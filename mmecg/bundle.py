@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmecg.assets import DEFAULT_BUNDLE
 from mmecg.config import parse_config
 from mmecg.embedding import EMBEDDING_DIM
 from mmecg.errors import BundleError, ConfigError
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from mmecg.training.config import TrainingConfig
 
 FORMAT_VERSION = 1
-DEFAULT_BUNDLE = Path(__file__).parent / "assets" / "bundle"
 _MANIFEST, _CONFIG, _WEIGHTS, _TEXT, _CARD = "MANIFEST.json", "config.json", "model.safetensors", "text", "README.md"
 
 
@@ -253,6 +253,6 @@ def _sha256(path: Path) -> str:
 
 
 __all__ = [
-    "DEFAULT_BUNDLE", "Bundle", "BundleConfig", "TrainingSummary", "default_card", "load_bundle", "save_bundle",
+    "Bundle", "BundleConfig", "TrainingSummary", "default_card", "load_bundle", "save_bundle",
     "write_manifest",
 ]  # fmt: skip

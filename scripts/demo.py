@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mmecg.assets import DEMO_CORPUS
 from mmecg.cli import main as mmecg
-from mmecg.cli.inputs import DEMO_CORPUS
 from mmecg.cli.output import describe_vitals, note, print_hits
 from mmecg.client import Client
 from mmecg.datasets.parquet import read_studies

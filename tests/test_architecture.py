@@ -18,9 +18,10 @@ BASE = {"errors"}
 VALUES = BASE | {"ecg", "vitals", "report", "config"}
 DOMAIN = VALUES | {"study", "embedding", "quality"}
 MODELS = DOMAIN | {"search", "datasets", "modeling", "labels", "encoders", "prompts"}
-LIBRARY = MODELS | {"bundle", "retriever", "prediction", "plotting"}
+LIBRARY = MODELS | {"assets", "bundle", "retriever", "prediction", "plotting"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
+    "assets": set(),
     **dict.fromkeys(("ecg", "vitals", "report", "config"), VALUES),
     **dict.fromkeys(("study", "embedding", "quality"), DOMAIN),
     **dict.fromkeys(("search", "datasets", "modeling", "labels", "encoders", "plotting"), MODELS),

@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from mmecg.assets import DEMO_CORPUS
 from mmecg.errors import InvalidInputError, QueryError, ReportError, SignalError
 from mmecg.report import MAX_TEXT_CHARS, check_text
 from mmecg.search import Filter
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
     from mmecg.ecg import Ecg
     from mmecg.retriever import Retriever
     from mmecg.study import Study
-
-
-DEMO_CORPUS = Path(__file__).parents[1] / "assets" / "demo_corpus.parquet"
 
 
 class StudySource(Protocol):

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 import mmecg
+from mmecg.assets import DEMO_CORPUS
 from mmecg.config import ServerConfig, effective_config, load_config
 from mmecg.datasets.parquet import read_studies
 from mmecg.ecg import Ecg
@@ -26,8 +27,6 @@ from mmecg.errors import ConfigError, MmecgError
 from mmecg.retriever import Query, Retriever
 from mmecg_server.interceptors import log, set_up_logging
 from mmecg_server.server import Server
-
-DEMO_CORPUS = Path(mmecg.__file__).parent / "assets" / "demo_corpus.parquet"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from mmecg.assets import DEFAULT_BUNDLE, DEMO_CORPUS
 from mmecg.bundle import (
-    DEFAULT_BUNDLE,
     Bundle,
     BundleConfig,
     TrainingSummary,
@@ -145,7 +145,7 @@ def test_shipped_bundle_gives_the_golden_embeddings(shipped: Bundle) -> None:
 
     golden = json.loads((Path(__file__).parents[1] / "golden" / "bundle_embeddings.json").read_text())
     assert shipped.fingerprint == golden["fingerprint"]
-    study = next(iter(read_studies(DEFAULT_BUNDLE.parent / "demo_corpus.parquet")))
+    study = next(iter(read_studies(DEMO_CORPUS)))
     assert study.study_id == golden["study_id"]
     assert study.ecg is not None
     assert study.report is not None

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmecg.bundle import DEFAULT_BUNDLE
+from mmecg.assets import DEFAULT_BUNDLE
 from mmecg.cli import main
 from mmecg.datasets.parquet import write_studies
 from mmecg.datasets.synthetic import synthetic_ecg

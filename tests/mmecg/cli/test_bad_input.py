@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from mmecg_index.corpus import Corpus
 
-from mmecg.bundle import DEFAULT_BUNDLE
+from mmecg.assets import DEFAULT_BUNDLE
 from mmecg.datasets.synthetic import synthetic_ecg
 
 RATE = ("--sampling-rate-hz", "100")
