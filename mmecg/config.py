@@ -39,7 +39,7 @@ class LimitsConfig:
     max_streams : int
         Streams served at the same time.
     max_queue : int
-        Items that may wait for each encoder tower.
+        Items that may wait for each encoder tower; at least ``max_batch``, or a full batch could never be taken.
     default_deadline_s : float
         Time given to a call without a deadline; also the longest time that any unary call is given.
     """
@@ -54,6 +54,11 @@ class LimitsConfig:
     def __post_init__(self) -> None:
         for name in ("max_batch", "max_in_flight", "max_streams", "max_queue", "default_deadline_s"):
             _require(getattr(self, name) > 0, f"limits.{name} is {getattr(self, name)}, expected more than 0")
+        _require(
+            self.max_queue >= self.max_batch,
+            f"limits.max_queue is {self.max_queue}, expected at least limits.max_batch ({self.max_batch}); "
+            "raise it, or lower limits.max_batch",
+        )
         low = 64 * 1024
         _require(
             low <= self.max_message_bytes < 2**31,

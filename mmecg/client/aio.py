@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, TypeVar, Unpack
 
@@ -24,24 +24,26 @@ from mmecg_pb.v1 import (
 from numpy.typing import NDArray
 
 from mmecg.client import requests
-from mmecg.client.channel import ChannelOptions, check_size, checked, credentials
+from mmecg.client.channel import ChannelOptions, check_size, credentials
 from mmecg.client.messages import parse_study, render_ecg, render_study, render_vitals
 from mmecg.client.requests import EcgLike, Outcome, SearchArguments, SearchOptions, ServerInfo, as_ecg
 from mmecg.client.retry import pause_for
 from mmecg.client.status import parse_rpc_error
-from mmecg.client.window import Window
+from mmecg.client.window import AsyncWindow, as_async
 from mmecg.retriever import Query
 from mmecg.search import CorpusStats, SearchResult
 from mmecg.study import Study
 from mmecg.vitals import Vitals
 
 T = TypeVar("T")
+Item = TypeVar("Item")
 
 
 class AsyncClient:
     """:class:`mmecg.client.Client` for asyncio: the same methods, awaited or iterated over with ``async for``.
 
-    Make it inside a running event loop.
+    Make it inside a running event loop. Bulk calls take an async iterable or a plain one; a plain one that is no
+    sequence is iterated over in a thread, so that it may be slow.
 
     Parameters
     ----------
@@ -85,9 +87,10 @@ class AsyncClient:
         *,
         leads: Sequence[str] | None = None,
         sampling_rate_hz: float | None = None,
+        unit: str = "mV",
     ) -> NDArray[np.float32]:
         """Embed recordings in one call: float32, shape (batch, dim), unit norm."""
-        messages = [render_ecg(as_ecg(ecg, leads=leads, sampling_rate_hz=sampling_rate_hz)) for ecg in ecgs]
+        messages = [render_ecg(as_ecg(ecg, leads=leads, sampling_rate_hz=sampling_rate_hz, unit=unit)) for ecg in ecgs]
         response = await self._call(self._embedding.EmbedEcg, embedding_service_pb2.EmbedEcgRequest(ecgs=messages))
         return requests.parse_embeddings(response.embeddings)
 
@@ -106,10 +109,15 @@ class AsyncClient:
         request = embedding_service_pb2.EmbedRequest(query=requests.render_query(query))
         return np.asarray((await self._call(self._embedding.Embed, request)).embedding.values, np.float32)
 
-    def embed_many(self, queries: Iterable[Query]) -> AsyncIterator[Outcome[NDArray[np.float32]]]:
+    def embed_many(
+        self, queries: Iterable[Query] | AsyncIterable[Query]
+    ) -> AsyncIterator[Outcome[NDArray[np.float32]]]:
         """Embed in bulk over one stream; outcomes come in the order of the queries."""
-        items = (embedding_service_pb2.EmbedStreamRequest(query=requests.render_query(query)) for query in queries)
-        return self._stream(self._embedding.EmbedStream, items, requests.parse_embed_outcome)
+
+        def render(query: Query) -> Message:
+            return embedding_service_pb2.EmbedStreamRequest(query=requests.render_query(query))
+
+        return self._stream(self._embedding.EmbedStream, queries, render, requests.parse_embed_outcome)
 
     async def search(self, **arguments: Unpack[SearchArguments]) -> SearchResult:
         """Find the studies most similar to any mix; see :meth:`mmecg.client.Client.search`."""
@@ -117,21 +125,26 @@ class AsyncClient:
         return requests.parse_search(await self._call(self._search.Search, request))
 
     def search_many(
-        self, queries: Iterable[Query], **options: Unpack[SearchOptions]
+        self, queries: Iterable[Query] | AsyncIterable[Query], **options: Unpack[SearchOptions]
     ) -> AsyncIterator[Outcome[SearchResult]]:
         """Search in bulk over one stream; outcomes come in the order of the queries."""
-        items = (
-            search_service_pb2.SearchStreamRequest(request=requests.search_request(query, options)) for query in queries
-        )
-        return self._stream(self._search.SearchStream, items, requests.parse_search_outcome)
+        requests.check_options(options)
 
-    def upsert(self, studies: Iterable[Study]) -> AsyncIterator[Outcome[int]]:
+        def render(query: Query) -> Message:
+            return search_service_pb2.SearchStreamRequest(request=requests.search_request(query, options))
+
+        return self._stream(self._search.SearchStream, queries, render, requests.parse_search_outcome)
+
+    def upsert(self, studies: Iterable[Study] | AsyncIterable[Study]) -> AsyncIterator[Outcome[int]]:
         """Store studies in bulk over one stream; outcomes (commit sequence numbers) come in the order of the studies.
 
         Nothing is sent until the outcomes are read: iterate over them.
         """
-        items = (corpus_service_pb2.UpsertStudiesRequest(study=render_study(study)) for study in studies)
-        return self._stream(self._corpus.UpsertStudies, items, requests.parse_upsert_outcome)
+
+        def render(study: Study) -> Message:
+            return corpus_service_pb2.UpsertStudiesRequest(study=render_study(study))
+
+        return self._stream(self._corpus.UpsertStudies, studies, render, requests.parse_upsert_outcome)
 
     async def get_study(self, study_id: str, *, with_signal: bool = True) -> Study:
         """Return a study. Raises ``StudyNotFoundError``."""
@@ -175,26 +188,33 @@ class AsyncClient:
             await asyncio.sleep(pause)
 
     async def _stream(
-        self, method: Any, items: Iterator[Message], parse: Callable[[int, Any], Outcome[T]]
+        self,
+        method: Any,
+        items: Iterable[Item] | AsyncIterable[Item],
+        render: Callable[[Item], Message],
+        parse: Callable[[int, Any], Outcome[T]],
     ) -> AsyncIterator[Outcome[T]]:
-        window = Window(checked(items, self._options))
+        window = AsyncWindow(check_size(render(item), self._options) async for item in as_async(items))
         bounds = self._options.retry.pauses(float("inf"))
-        while True:
-            answered = window.answered
-            call = method(window.attempt())
-            try:
-                async for response in call:
-                    yield parse(window.answer(), response)
-                window.check()
-                return
-            except grpc.aio.AioRpcError as rpc_error:
-                window.check()
-                error = parse_rpc_error(rpc_error)
-            finally:
-                call.cancel()
-            if window.answered > answered:
-                bounds = self._options.retry.pauses(float("inf"))
-            pause = pause_for(error, next(bounds, None), float("inf"))
-            if pause is None:
-                raise error
-            await asyncio.sleep(pause)
+        try:
+            while True:
+                answered = window.answered
+                call = method(window.attempt())
+                try:
+                    async for response in call:
+                        yield parse(window.answer(), response)
+                    window.check()
+                    return
+                except grpc.aio.AioRpcError as rpc_error:
+                    window.check()
+                    error = parse_rpc_error(rpc_error)
+                finally:
+                    call.cancel()
+                if window.answered > answered:
+                    bounds = self._options.retry.pauses(float("inf"))
+                pause = pause_for(error, next(bounds, None), float("inf"))
+                if pause is None:
+                    raise error
+                await asyncio.sleep(pause)
+        finally:
+            window.close()

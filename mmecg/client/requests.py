@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,8 @@ _TARGETS: dict[str, query_pb2.Modality.ValueType] = {
     "text": query_pb2.MODALITY_TEXT,
     "vitals": query_pb2.MODALITY_VITALS,
 }
+_OTHER_NAMES = {"filter": "where", "k": "top_k", "limit": "top_k"}
+"""What an argument of a search is often called elsewhere."""
 _WITH_SIGNAL = FieldMask(paths=["*"])
 _IDS_ONLY = FieldMask(paths=["study_id"])
 
@@ -103,6 +106,7 @@ class SearchArguments(SearchOptions, total=False):
     ecg: EcgLike | None
     leads: Sequence[str] | None
     sampling_rate_hz: float | None
+    unit: str
     text: str | None
     vitals: Vitals | None
     study_id: str | None
@@ -181,10 +185,18 @@ def query_of(arguments: SearchArguments) -> Query:
     ------
     SignalError
         See :func:`as_ecg`.
+    TypeError
+        An argument is unknown.
     """
+    _check_names(arguments, SearchOptions.__optional_keys__ | SearchArguments.__optional_keys__)
     ecg = arguments.get("ecg")
     if ecg is not None:
-        ecg = as_ecg(ecg, leads=arguments.get("leads"), sampling_rate_hz=arguments.get("sampling_rate_hz"))
+        ecg = as_ecg(
+            ecg,
+            leads=arguments.get("leads"),
+            sampling_rate_hz=arguments.get("sampling_rate_hz"),
+            unit=arguments.get("unit", "mV"),
+        )
     return Query(
         ecg=ecg,
         text=arguments.get("text"),
@@ -195,6 +207,12 @@ def query_of(arguments: SearchArguments) -> Query:
         weights=arguments.get("weights"),
         subject_id=arguments.get("subject_id"),
     )
+
+
+def check_options(options: SearchOptions) -> SearchOptions:
+    """Return the options of a bulk search. Raises ``TypeError`` for an unknown one: ignored, it would widen it."""
+    _check_names(options, SearchOptions.__optional_keys__)
+    return options
 
 
 def search_request(query: Query, options: SearchOptions) -> search_service_pb2.SearchRequest:
@@ -282,6 +300,14 @@ def parse_upsert_outcome(item: int, response: corpus_service_pb2.UpsertStudiesRe
     """Return the outcome of one item of UpsertStudies: the sequence number of its commit."""
     error = _error_of(response)
     return Outcome(item, None if error else response.sequence, error)
+
+
+def _check_names(given: Mapping[str, object], known: frozenset[str]) -> None:
+    for name in given:
+        if name not in known:
+            near = [_OTHER_NAMES[name]] if name in _OTHER_NAMES else difflib.get_close_matches(name, known, n=1)
+            advice = f"did you mean {near[0]}?" if near else f"expected some of {', '.join(sorted(known))}"
+            raise TypeError(f"search got an unknown argument {name[:40]!r}; {advice}")
 
 
 def _error_of(response: Any) -> Exception | None:

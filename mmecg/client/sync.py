@@ -91,6 +91,7 @@ class Client:
         *,
         leads: Sequence[str] | None = None,
         sampling_rate_hz: float | None = None,
+        unit: str = "mV",
     ) -> NDArray[np.float32]:
         """Embed recordings in one call; see :func:`as_ecg` for what a recording may be.
 
@@ -98,7 +99,7 @@ class Client:
         -------
         float32, shape (batch, dim), unit norm
         """
-        messages = [render_ecg(as_ecg(ecg, leads=leads, sampling_rate_hz=sampling_rate_hz)) for ecg in ecgs]
+        messages = [render_ecg(as_ecg(ecg, leads=leads, sampling_rate_hz=sampling_rate_hz, unit=unit)) for ecg in ecgs]
         response = self._call(self._embedding.EmbedEcg, embedding_service_pb2.EmbedEcgRequest(ecgs=messages))
         return requests.parse_embeddings(response.embeddings)
 
@@ -129,8 +130,8 @@ class Client:
         ----------
         **arguments
             What to look for: those of :class:`mmecg.retriever.Query`, where ``ecg`` may be anything that
-            :func:`as_ecg` takes, with ``leads`` and ``sampling_rate_hz`` beside an array. How: those of
-            :meth:`mmecg.retriever.Retriever.search`.
+            :func:`as_ecg` takes, with ``leads``, ``sampling_rate_hz`` and ``unit`` beside an array. How:
+            those of :meth:`mmecg.retriever.Retriever.search`. An unknown name is a ``TypeError``.
         """
         request = requests.search_request(requests.query_of(arguments), arguments)
         return requests.parse_search(self._call(self._search.Search, request))
@@ -139,6 +140,7 @@ class Client:
         self, queries: Iterable[Query], **options: Unpack[SearchOptions]
     ) -> Iterator[Outcome[SearchResult]]:
         """Search in bulk over one stream; outcomes come in the order of the queries."""
+        requests.check_options(options)
         items = (
             search_service_pb2.SearchStreamRequest(request=requests.search_request(query, options)) for query in queries
         )

@@ -37,6 +37,7 @@ def test_file_overrides_and_defaults(tmp_path):
     ("port = 70000", "expected 0 to 65535"),
     ("[limits]\nmax_in_flight = 0", "expected more than 0"),
     ("[limits]\nmax_message_bytes = 10", "limits.max_message_bytes"),
+    ("[limits]\nmax_queue = 8", "limits.max_queue is 8, expected at least limits.max_batch"),
     ('[tls]\ncertificate = "c.pem"', "go together"),
     ('[tls]\nclient_ca = "c.pem"', "needs tls.certificate"),
     ('host = "0.0.0.0"', "there is no TLS"),

@@ -1,6 +1,7 @@
 """End to end: real server, real client, real corpus."""
 
 import asyncio
+import queue
 from datetime import datetime
 
 import numpy as np
@@ -147,6 +148,19 @@ def test_streams_answer_in_order_and_go_on_after_a_bad_item(filled: Client, make
     assert embedded[5].value == pytest.approx(filled.embed(queries[5]), abs=1e-6)
 
 
+def test_a_conversation_over_a_stream(filled: Client):
+    answers = queue.Queue()
+
+    def conversation():
+        yield Query(text="sinus rhythm")
+        yield Query(study_id=answers.get(timeout=60))
+
+    for outcome in filled.search_many(conversation(), top_k=1):
+        answers.put(outcome.value.hits[0].study_id)
+    assert outcome.item == 1
+    assert outcome.error is None
+
+
 def test_upsert_replaces_and_the_last_of_two_wins(filled: Client, make_study):
     from dataclasses import replace
 
@@ -189,5 +203,18 @@ def test_asyncio_client_does_the_same(filled: Client, address: str, make_study):
             assert (await client.embed(Query(text="sinus rhythm"))).shape == (256,)
             async for outcome in client.search_many([Query(text="sinus rhythm")], top_k=2):
                 assert len(outcome.value.hits) == 2
+
+            answered = asyncio.Event()
+
+            async def conversation():
+                yield Query(text="sinus rhythm")
+                await answered.wait()
+                yield Query(text="atrial fibrillation")
+
+            found = []
+            async for outcome in client.search_many(conversation(), top_k=1):
+                found.append(outcome.value)
+                answered.set()
+            assert len(found) == 2
 
     asyncio.run(use())

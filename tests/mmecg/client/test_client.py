@@ -1,18 +1,22 @@
 """What the client does by itself: what it takes, what it refuses before sending, retries, and resuming a stream."""
 
+import asyncio
+import queue
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
 import pytest
 
-from mmecg.client import ChannelOptions, Client, RetryPolicy, as_ecg
+from mmecg.client import AsyncClient, ChannelOptions, Client, RetryPolicy, as_ecg
 from mmecg.client.requests import SearchArguments, query_of, render_query, search_request
 from mmecg.client.retry import pause_for
-from mmecg.client.window import Window
+from mmecg.client.window import AsyncWindow, Window, as_async
 from mmecg.errors import InvalidInputError, NotReadyError, OverloadedError, QueryError, SignalError
 from mmecg.retriever import Query
+from mmecg.search import Filter
 
 
 def test_import_is_thin():
@@ -107,3 +111,107 @@ def test_window_hands_on_what_the_source_raises():
     assert list(window.attempt()) == ["a"]
     with pytest.raises(ValueError, match="broken"):
         window.check()
+
+
+@pytest.mark.parametrize(("name", "advice"), [
+    ("filter", "did you mean where?"),
+    ("topk", "did you mean top_k?"),
+    ("txt", "did you mean text?"),
+    ("zzzzz", "expected some of ecg, "),
+])  # fmt: skip
+def test_an_unknown_argument_of_a_search_is_refused(name, advice):
+    with Client("127.0.0.1:1") as client, pytest.raises(TypeError) as caught:
+        client.search(**{"text": "a", name: Filter(sex="female")})
+    assert repr(name) in str(caught.value)
+    assert advice in str(caught.value)
+
+
+def test_a_bulk_search_takes_options_only():
+    with Client("127.0.0.1:1") as client, pytest.raises(TypeError, match="'text'"):
+        client.search_many([Query(text="a")], text="b")
+
+    async def use() -> None:
+        async with AsyncClient("127.0.0.1:1") as client:
+            with pytest.raises(TypeError, match="did you mean where"):
+                client.search_many([Query(text="a")], filter=Filter(sex="female"))
+
+    asyncio.run(use())
+
+
+def test_every_argument_of_a_search_is_known():
+    arguments = SearchArguments(
+        ecg=np.random.default_rng(0).standard_normal((12, 500)) * 500, leads=None, sampling_rate_hz=100, unit="uV",
+        text="a", where=Filter(sex="female"), exclude_same_subject=False, page_token="", with_studies=True,
+    )  # fmt: skip
+    query = query_of(arguments)
+    assert np.abs(query.ecg.signal).max() < 3
+    assert search_request(query, arguments).filter.sex
+
+
+def test_window_notes_answers_while_the_source_is_waited_for():
+    asked, answers = threading.Event(), queue.Queue()
+
+    def source():
+        yield "a"
+        asked.set()
+        # A conversation: the second request depends on the first answer.
+        yield answers.get(timeout=60)
+
+    window, got = Window(source()), []
+    sender = threading.Thread(target=lambda: got.extend(window.attempt()), daemon=True)
+    sender.start()
+    assert asked.wait(60)
+    noting = threading.Thread(target=window.answer, daemon=True)
+    noting.start()
+    noting.join(10)
+    assert not noting.is_alive()
+    answers.put("b")
+    sender.join(60)
+    assert got == ["a", "b"]
+
+
+def test_async_window_keeps_what_a_broken_attempt_waited_for():
+    async def use() -> None:
+        free = asyncio.Event()
+
+        async def source():
+            yield "a"
+            await free.wait()
+            yield "b"
+            raise ValueError("broken")
+
+        window = AsyncWindow(source())
+        first = window.attempt()
+        assert await anext(first) == "a"
+        waiting = asyncio.ensure_future(anext(first))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        free.set()
+        assert [item async for item in window.attempt()] == ["a", "b"]
+        assert [window.answer(), window.answer()] == [0, 1]
+        with pytest.raises(ValueError, match="broken"):
+            window.check()
+
+    asyncio.run(use())
+
+
+def test_a_slow_iterator_does_not_hold_up_the_event_loop():
+    free = threading.Event()
+
+    def slow():
+        yield 1
+        assert free.wait(60)
+        yield 2
+
+    async def use() -> None:
+        async def release() -> None:
+            free.set()
+
+        items = as_async(slow())
+        assert await anext(items) == 1
+        found, _ = await asyncio.gather(anext(items), release())
+        assert found == 2
+        assert [item async for item in as_async([3, 4])] == [3, 4]
+
+    asyncio.run(use())
