@@ -299,9 +299,12 @@ def _check_amplitude(signal: NDArray[np.float32], mask: NDArray[np.bool_]) -> No
         raise SignalError("every sample is zero, expected a recording in millivolt", field="ecg.signal")
     if np.abs(present).max() <= MAX_PLAUSIBLE_MV / 2:
         return  # no deviation from a median can exceed the limit: the quick way out for nearly every recording
-    # A typical lead decides: one lead full of artefact does not condemn the recording.
+    # A typical lead that moves decides: one lead full of artefact does not condemn the recording, and flat leads do
+    # not hide a wrong unit. An overflow leaves NaN, which counts as moving and is refused.
     deviation = np.abs(present - np.median(present, axis=1, keepdims=True))
-    typical = float(np.median(np.percentile(deviation, 99, axis=1)))
+    amplitude = np.percentile(deviation, 99, axis=1)
+    moving = amplitude[amplitude != 0]
+    typical = float(np.median(moving)) if len(moving) else 0.0
     if not typical <= MAX_PLAUSIBLE_MV:
         raise SignalError(
             f"typical amplitude is {typical:.3g} mV, expected at most {MAX_PLAUSIBLE_MV:g} mV; "

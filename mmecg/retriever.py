@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mmecg.ecg import Ecg
 from mmecg.embedding import EMBEDDING_DIM, MODALITIES, Encoder, fuse, normalise
-from mmecg.errors import FingerprintMismatchError, QueryError, StudyNotFoundError
+from mmecg.errors import FingerprintMismatchError, QueryError, StudyNotFoundError, VitalsError
 from mmecg.search import MAX_TOP_K, CorpusStore, Filter, Hit, SearchResult, Target, check_top_k
 from mmecg.study import Study
 from mmecg.vitals import Vitals
@@ -185,7 +185,12 @@ class Retriever:
         vitals = [None if study.vitals.is_empty() else study.vitals for study in studies]
         _encode("ecg", self.encoder.encode_ecg, [study.ecg for study in studies], parts)
         _encode("text", self.encoder.encode_text, texts, parts)
-        _encode("vitals", self.encoder.encode_vitals, vitals, parts)
+        try:
+            _encode("vitals", self.encoder.encode_vitals, vitals, parts)
+        except VitalsError:  # some hold nothing that the model knows: those have no embedding
+            for one, part in zip(vitals, parts, strict=True):
+                with contextlib.suppress(VitalsError):
+                    _encode("vitals", self.encoder.encode_vitals, [one], [part])
         return list(parts)
 
     def _filter(self, query: Query, where: Filter | None, exclude_same_subject: bool) -> Filter:
@@ -247,10 +252,13 @@ class Retriever:
 
 
 def study_text(study: Study, *, include_later_notes: bool = False) -> str:
-    """Return what the text tower reads of a study: the clean report, then its notes, one a line; may be empty."""
+    """Return what the text tower reads of a study: the clean report, then its notes, one a line; may be empty.
+
+    A report or note without any letter or digit ("-") says nothing and is left out.
+    """
     notes = study.notes if include_later_notes else study.notes_before_ecg()
     texts = [study.report.text if study.report else "", *(note.text.strip() for note in notes)]
-    return "\n".join(text for text in texts if text)
+    return "\n".join(text for text in texts if any(char.isalnum() for char in text))
 
 
 def _check_request(queries: int, top_k: int, target: str, page_token: str) -> None:

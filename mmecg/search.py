@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Literal, Protocol
 
 import numpy as np
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from mmecg.errors import QueryError
 from mmecg.study import Study
+from mmecg.study import without_zone as without_zone
 from mmecg.vitals import Sex
 
 Target = Literal["ecg", "text", "vitals"]
@@ -122,11 +123,6 @@ class Filter:
             return None
         passing = table.lazy().filter(pl.all_horizontal(conditions).fill_null(False)).select("row").collect()
         return passing["row"].to_numpy().astype(np.int64, copy=False)
-
-
-def without_zone(moment: datetime) -> datetime:
-    """Return a time as the metadata table holds it: UTC if it has a zone, as it is if it has none."""
-    return moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)
 
 
 def _has(column: str, values: Iterable[str]) -> list[pl.Expr]:

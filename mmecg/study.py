@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 
 from mmecg.ecg import Ecg
 from mmecg.errors import InvalidInputError
@@ -32,8 +32,13 @@ class ClinicalNote:
     written_at: datetime | None = None
 
     def is_known_before(self, moment: datetime | None) -> bool:
-        """Return True only if both times are known and the note was written no later than ``moment``."""
-        return moment is not None and self.written_at is not None and self.written_at <= moment
+        """Return True only if both times are known and the note was written no later than ``moment``.
+
+        Times are compared as :func:`without_zone` says.
+        """
+        if moment is None or self.written_at is None:
+            return False
+        return without_zone(self.written_at) <= without_zone(moment)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,15 +100,23 @@ class History:
     def build(cls, studies: Iterable[Study], *, subject_id: str, as_of: datetime) -> History:
         """Pick the subject's studies acquired strictly before ``as_of``.
 
-        Studies of other subjects, later studies, and studies without a time are left out.
+        Studies of other subjects, later studies, and studies without a time are left out. Times are compared as
+        :func:`without_zone` says.
         """
         earlier = [
-            (study.acquired_at, study.study_id, study)
+            (without_zone(study.acquired_at), study.study_id, study)
             for study in studies
-            if study.subject_id == subject_id and study.acquired_at is not None and study.acquired_at < as_of
+            if study.subject_id == subject_id
+            and study.acquired_at is not None
+            and without_zone(study.acquired_at) < without_zone(as_of)
         ]
         earlier.sort(key=lambda item: item[:2])
         return cls(subject_id, as_of, tuple(study for *_, study in earlier))
+
+
+def without_zone(moment: datetime) -> datetime:
+    """Return a time as all times are compared and stored: UTC if it has a zone, as it is if it has none."""
+    return moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)
 
 
 def check_id(value: str, name: str) -> str:
@@ -114,6 +127,12 @@ def check_id(value: str, name: str) -> str:
     InvalidInputError
         Anything else. The value is not repeated in the message.
     """
+    if not isinstance(value, str):
+        got = "missing" if value is None else f"of type {type(value).__name__}"
+        raise InvalidInputError(
+            f"{name} is {got}, expected text of 1 to {MAX_ID_CHARS} printable characters; give every study its ids",
+            field=name,
+        )
     if not value or len(value) > MAX_ID_CHARS or not value.isprintable() or value != value.strip():
         raise InvalidInputError(
             f"{name} has {len(value)} characters or unprintable ones, expected 1 to {MAX_ID_CHARS} printable "

@@ -49,6 +49,7 @@ def nan_signal() -> np.ndarray:
     [
         (SIGNAL * 1000, {}, "looks like microvolt"),
         (np.rint(SIGNAL * 1000).astype(np.int16), {}, "looks like microvolt"),
+        (np.where(np.arange(12)[:, None] < 7, 0, SIGNAL * 1000), {}, "looks like microvolt"),
         (nan_signal(), {}, "NaN or infinite samples in V2"),
         (np.where(np.arange(1000) == 4, np.inf, SIGNAL), {}, "NaN or infinite"),
         (np.zeros((12, 1000)), {}, "every sample is zero"),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -262,6 +263,15 @@ def test_an_encoder_of_another_bundle_is_refused(retriever: Retriever) -> None:
     other.fingerprint = "d" * 64
     with pytest.raises(FingerprintMismatchError):
         Retriever(other, retriever.corpus)
+
+
+def test_texts_without_letters_and_digits_are_no_text() -> None:
+    notes = (ClinicalNote("…", written_at=datetime(2020, 1, 1)), ClinicalNote("74", written_at=datetime(2020, 1, 1)))
+    item = Study(
+        study_id="s", subject_id="p", acquired_at=datetime(2020, 1, 1), report=Report.from_text("-"), notes=notes
+    )
+    assert study_text(item) == "74"
+    assert study_text(replace(item, notes=())) == ""
 
 
 def test_later_notes_are_left_out_unless_asked_for(tmp_path: Path) -> None:

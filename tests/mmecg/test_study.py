@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 from hypothesis import given
@@ -19,6 +19,28 @@ def test_unusable_ids(value: str) -> None:
     assert caught.value.field == "subject_id"
     with pytest.raises(InvalidInputError):
         check_id(value, "study_id")
+
+
+@pytest.mark.parametrize("value", [None, 7, 1.5, b"a"])
+def test_ids_that_are_no_text(value: object) -> None:
+    with pytest.raises(InvalidInputError, match="expected text of 1 to 128") as caught:
+        Study(study_id=value, subject_id="s")  # type: ignore[arg-type]
+    assert caught.value.field == "study_id"
+
+
+def test_times_with_and_without_a_zone_compare_as_utc() -> None:
+    east = timezone(timedelta(hours=2))
+    note = ClinicalNote("a", written_at=(NOW + timedelta(hours=2)).replace(tzinfo=east))
+    assert note.is_known_before(NOW)
+    assert not note.is_known_before(NOW - timedelta(seconds=1))
+    assert ClinicalNote("a", written_at=NOW).is_known_before(NOW.replace(tzinfo=UTC))
+    studies = [
+        Study(study_id="late", subject_id="s", acquired_at=NOW.replace(tzinfo=UTC)),
+        Study(study_id="second", subject_id="s", acquired_at=NOW - timedelta(hours=1)),
+        Study(study_id="first", subject_id="s", acquired_at=NOW.replace(tzinfo=east)),
+    ]
+    history = History.build(studies, subject_id="s", as_of=NOW)
+    assert [study.study_id for study in history.studies] == ["first", "second"]
 
 
 def test_notes_are_marked_by_their_time() -> None:
