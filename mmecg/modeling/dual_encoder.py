@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from mmecg.ecg import Ecg
 from mmecg.embedding import EMBEDDING_DIM
+from mmecg.errors import VitalsError
 from mmecg.modeling.ecg_encoder import EcgEncoder, EcgEncoderConfig
 from mmecg.modeling.text_encoder import TextEncoder
-from mmecg.modeling.vitals_encoder import VitalsEncoder, check_not_empty, vitals_matrix
+from mmecg.modeling.vitals_encoder import VitalsEncoder, vitals_matrix
 from mmecg.vitals import Vitals
 
 SEGMENT_S = 10.0
@@ -46,6 +47,33 @@ class DualEncoderConfig:
     dropout: float = 0.2
 
 
+class EcgProjection(nn.Module):
+    """From ECG features to the shared space: standardise them, then a linear map plus a two-layer perceptron.
+
+    Standardising keeps features of small variance in play, and the linear path carries them into the embedding; without
+    both, embeddings of a perceptron alone filled some 20 of the 256 dimensions.
+    """
+
+    def __init__(self, config: DualEncoderConfig) -> None:
+        super().__init__()
+        width, hidden = config.ecg.features, config.projection_hidden
+        self.standardise = nn.BatchNorm1d(width, affine=False)
+        self.linear = nn.Linear(width, EMBEDDING_DIM)
+        self.perceptron = nn.Sequential(
+            nn.Dropout(config.dropout),
+            nn.Linear(width, hidden),
+            nn.GELU(),
+            nn.Dropout(config.dropout),
+            nn.Linear(hidden, EMBEDDING_DIM),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map float, shape (batch, features), to float, shape (batch, dim)."""
+        x: Tensor = self.standardise(features)
+        out: Tensor = self.linear(x) + self.perceptron(x)
+        return out
+
+
 class DualEncoder(nn.Module):
     """ECG, text and vitals towers into one unit sphere of 256 dimensions.
 
@@ -62,13 +90,7 @@ class DualEncoder(nn.Module):
         self.config = config
         self.fingerprint = fingerprint
         self.ecg = EcgEncoder(config.ecg)
-        self.projection = nn.Sequential(
-            nn.Dropout(config.dropout),
-            nn.Linear(config.ecg.features, config.projection_hidden),
-            nn.GELU(),
-            nn.Dropout(config.dropout),
-            nn.Linear(config.projection_hidden, EMBEDDING_DIM),
-        )
+        self.projection = EcgProjection(config)
         self.vitals = VitalsEncoder()
         self.text = text
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # Radford et al. 2021, arXiv:2103.00020
@@ -84,7 +106,7 @@ class DualEncoder(nn.Module):
         torch.manual_seed(seed)
         model = cls(other.config, other.text, fingerprint=f"random-{seed}")
         for module in model.modules():
-            if isinstance(module, nn.BatchNorm1d):
+            if isinstance(module, nn.BatchNorm1d) and module.affine:
                 nn.init.ones_(module.weight)  # blocks start as identity for training; a baseline uses them
         torch.random.set_rng_state(state)
         return model.eval()
@@ -137,10 +159,22 @@ class DualEncoder(nn.Module):
             return _to_numpy(self.text(texts))
 
     def encode_vitals(self, vitals: Sequence[Vitals]) -> NDArray[np.float32]:
-        """Return float32, shape (batch, dim), unit norm. Raises ``VitalsError`` if one is empty."""
-        check_not_empty(vitals)
+        """Return float32, shape (batch, dim), unit norm.
+
+        Raises
+        ------
+        VitalsError
+            One is empty, or holds only vitals that training never saw: it has no direction.
+        """
         with torch.inference_mode():
-            return _to_numpy(self.vitals(vitals_matrix(vitals).to(self._device)))
+            matrix = vitals_matrix(vitals).to(self._device)
+            if not self.vitals.knows(matrix).all():
+                raise VitalsError(
+                    "vitals are empty, or hold only what the bundle was not trained on; expected one of those that its "
+                    "model card names; leave the vitals out",
+                    field="vitals",
+                )
+            return _to_numpy(self.vitals(matrix))
 
     @property
     def _device(self) -> torch.device:

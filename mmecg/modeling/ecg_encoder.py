@@ -40,7 +40,7 @@ class EcgEncoderConfig:
     stem_width: int = 64
     stem_kernel: int = 11
     widths: tuple[int, ...] = (64, 128, 128, 256, 256)
-    kernels: tuple[int, ...] = (7, 7, 7, 5, 3)
+    kernels: tuple[int, ...] = (7, 5, 5, 3, 3)
     strides: tuple[int, ...] = (2, 2, 1, 2, 1)
     stochastic_depth: float = 0.0
 

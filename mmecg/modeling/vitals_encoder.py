@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mmecg.embedding import EMBEDDING_DIM
-from mmecg.errors import VitalsError
 from mmecg.vitals import VITAL_DEFINITIONS, Vitals
 
 CENTRE_AND_SPREAD: dict[str, tuple[float, float]] = {
@@ -52,12 +52,25 @@ class VitalsEncoder(nn.Module):
         super().__init__()
         self.network = nn.Sequential(nn.Linear(_INPUTS, hidden), nn.GELU(), nn.Linear(hidden, EMBEDDING_DIM))
 
+    @torch.no_grad()
+    def forget_unseen(self, seen: Tensor) -> None:
+        """Make inputs that training never held a value for have no effect: zero their weights.
+
+        Parameters
+        ----------
+        seen : bool, shape (20,)
+            Columns of :func:`vitals_matrix` that were ever other than zero.
+        """
+        self._first.weight[:, ~seen] = 0
+
+    def knows(self, matrix: Tensor) -> Tensor:
+        """Return bool, shape (batch,): whether anything was measured that has an effect."""
+        return ((matrix != 0) & (self._first.weight != 0).any(0)).any(1)
+
+    @property
+    def _first(self) -> nn.Linear:
+        return cast("nn.Linear", self.network[0])
+
     def forward(self, matrix: Tensor) -> Tensor:
         """Map float, shape (batch, 20), to float, shape (batch, dim), unit norm."""
         return nn.functional.normalize(self.network(matrix), dim=-1)
-
-
-def check_not_empty(vitals: Sequence[Vitals]) -> None:
-    """Raise ``VitalsError`` if nothing was measured in one of them: it has no direction."""
-    if any(vital.is_empty() for vital in vitals):
-        raise VitalsError("vitals are empty, expected at least one measurement; leave the vitals out", field="vitals")

@@ -22,7 +22,8 @@ class LossWeights:
     words: float = 0.5
     statements: float = 1.0
     prompts: float = 1.0
-    neighbours: float = 1.0
+    neighbours: float = 2.0
+    spread: float = 0.05
     vitals: float = 0.5
 
 
@@ -53,7 +54,9 @@ class TrainingConfig:
     mixed_precision : bool
         bfloat16 for the ECG tower.
     vitals_weight : float
-        Weight of the vitals embedding beside an ECG embedding of weight 1 in a fused query.
+        Weight of the vitals beside an ECG of weight 1 where training fuses the two.
+    query_vitals_weight : float
+        The same for queries: what the bundle recommends and evaluation uses. Chosen on fold 8.
     """
 
     folds: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8)
@@ -74,6 +77,7 @@ class TrainingConfig:
     text_hidden: int = 512
     mixed_precision: bool = True
     vitals_weight: float = 0.3
+    query_vitals_weight: float = 0.1
     weights: LossWeights = field(default_factory=LossWeights)
     model: DualEncoderConfig = field(default_factory=DualEncoderConfig)
 

@@ -69,6 +69,8 @@ def train(config: TrainingConfig, data: Path, out: Path, *, quiet: bool = False)
     sampler = BatchSampler(loaded, config, model.text.tokenize, rank=rank, world_size=world)
     run = _Run(objective, config, steps=sampler.steps * config.epochs)
     first = run.resume(out)
+    if rank == 0:
+        _trim_log(out, first)
     for epoch in range(first, config.epochs):
         started = time.perf_counter()
         torch.manual_seed(config.seed * 10_000 + epoch)
@@ -81,8 +83,9 @@ def train(config: TrainingConfig, data: Path, out: Path, *, quiet: bool = False)
         _log(out, record, config.epochs, quiet=quiet)
         run.save(out, epoch + 1)
     if rank == 0:
+        run.average.vitals.forget_unseen((loaded.vitals != 0).any(0).to(device))
         summary = TrainingSummary.from_config(config, studies=len(loaded))
-        save_bundle(out / "bundle", run.average, BundleConfig(config.model, summary, config.vitals_weight))
+        save_bundle(out / "bundle", run.average, BundleConfig(config.model, summary, config.query_vitals_weight))
         (out / "checkpoint.safetensors").unlink(missing_ok=True)
     return out / "bundle"
 
@@ -122,7 +125,6 @@ class _Run:
         """Restore the last checkpoint, if any; return the number of epochs done."""
         state = load_checkpoint(out, objective=self.objective, average=self.average, optimizer=self._optimizer)
         if state is None:
-            (out / "log.jsonl").unlink(missing_ok=True)
             return 0
         if state["recipe"] != json.loads(json.dumps(asdict(self.config))):
             raise BundleError("checkpoint is of another recipe; remove it, or choose another --out")
@@ -180,6 +182,22 @@ def _to_device(batch: Batch, device: torch.device) -> Batch:
         if isinstance(value, torch.Tensor)
     }
     return dataclasses.replace(batch, **moved)  # type: ignore[arg-type]
+
+
+def _trim_log(out: Path, epochs_done: int) -> None:
+    """Drop log lines beyond the checkpoint: of an epoch that was logged, but not saved, before a crash."""
+    log, partial = out / "log.jsonl", out / "log.jsonl.partial"
+    if log.exists():
+        kept = [line for line in log.read_text(encoding="utf-8").splitlines() if _epoch(line) <= epochs_done]
+        partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        partial.replace(log)
+
+
+def _epoch(line: str) -> float:
+    try:
+        return float(json.loads(line)["epoch"])
+    except ValueError:
+        return math.inf  # torn by the crash, so of an epoch that was not saved
 
 
 def _log(out: Path, record: dict[str, Any], epochs: int, *, quiet: bool) -> None:

@@ -7,6 +7,8 @@ Terms (weights in :class:`mmecg.training.config.LossWeights`):
 * **vitals**: vitals, and ECG fused with vitals, against the claim (against the report under report supervision).
 * **neighbours**: ECG, and ECG fused with vitals, against the ECGs of recent batches, with their label similarity as
   target: what nearest-neighbour search will ask of the space.
+* **spread**: the squared correlations between the dimensions of ECG embeddings (Bardes et al. 2022, arXiv:2105.04906),
+  so that the space does not collapse onto a few directions.
 * **statements**: binary cross-entropy of the labels, from the ECG features.
 * **words**: binary cross-entropy of the report's words and word pairs, from the ECG features (report supervision only
   needs this one; it teaches axis, voltage and other findings that have no statement code).
@@ -27,7 +29,7 @@ from mmecg.training.config import TrainingConfig
 from mmecg.training.data import Batch
 from mmecg.training.distributed import gather
 
-TERMS: tuple[str, ...] = ("reports", "prompts", "neighbours", "vitals", "statements", "words")
+TERMS: tuple[str, ...] = ("reports", "prompts", "neighbours", "spread", "vitals", "statements", "words")
 _STATEMENTS_SCALE = 1 / 4
 _WORDS_SCALE = 1 / 20
 """Bring the sums of binary cross-entropies over 76 labels and about 1,000 words near the size of the contrast terms."""
@@ -68,6 +70,7 @@ class Objective(nn.Module):
         ecg = gather(model.project_ecg(features))  # (world batch, dim)
         terms = {
             "reports": self._reports(ecg, batch),
+            "spread": _redundancy(ecg),
             "words": _WORDS_SCALE * _summed_bce(self.word_head(features), batch.words),
         }
         vitals = gather(model.vitals(batch.vitals))
@@ -160,6 +163,15 @@ class NeighbourLoss(nn.Module):
 
 def _summed_bce(logits: Tensor, targets: Tensor) -> Tensor:
     return functional.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(0).sum()
+
+
+def _redundancy(embeddings: Tensor) -> Tensor:
+    """Return the sum of squared correlations of a dimension with the others, averaged over dimensions."""
+    centred = embeddings - embeddings.mean(0)
+    scaled = centred / centred.norm(dim=0).clamp(min=1e-6)
+    correlation: Tensor = scaled.T @ scaled  # (dim, dim)
+    off_diagonal: Tensor = correlation.square().sum() - correlation.diagonal().square().sum()
+    return off_diagonal / len(correlation)
 
 
 def _same_group(rows: Tensor, columns: Tensor) -> Tensor:

@@ -66,7 +66,7 @@ def test_fingerprint_names_the_space_not_the_card(folder: Path) -> None:
     assert load_bundle(folder).card == "another card"
     model = new_model()
     with torch.no_grad():
-        model.projection[1].bias[0] += 0.01
+        model.projection.linear.bias[0] += 0.01
     assert save_bundle(folder, model, CONFIG) != before
 
 

@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -120,6 +122,17 @@ def test_every_measured_vital_can_move_the_embedding() -> None:
         other = Vitals(**{"age_years": 50, "sex": "male", **change})  # type: ignore[arg-type]
         first, second = tower(vitals_matrix([base, other]))
         assert not torch.allclose(first, second)
+
+
+def test_vitals_that_training_never_saw_have_no_effect(encoder: DualEncoder) -> None:
+    tower = copy.deepcopy(encoder)
+    tower.vitals.forget_unseen((vitals_matrix([Vitals(age_years=40, sex="male")]) != 0).any(0))
+    known = Vitals(age_years=70, sex="female")
+    more = Vitals(age_years=70, sex="female", heart_rate_bpm=140, spo2_percent=80, temperature_c=40)
+    first, second = tower.encode_vitals([known, more])
+    np.testing.assert_array_equal(first, second)
+    with pytest.raises(VitalsError, match="not trained on"):
+        tower.encode_vitals([Vitals(heart_rate_bpm=140)])
 
 
 def test_empty_vitals_are_refused(encoder: DualEncoder) -> None:
