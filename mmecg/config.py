@@ -99,8 +99,8 @@ class ServerConfig:
     Attributes
     ----------
     corpus : Path, optional
-        Corpus directory, created if it is not there. Without one, the demo corpus is served from memory of the moment:
-        a temporary directory that is removed at the end.
+        Corpus directory, created if it is not there, or empty. Without one, the demo corpus is served from a temporary
+        directory that is removed at the end.
     bundle : Path, optional
         Model bundle directory. Without one, the bundle that ships with mmecg.
     host : str

@@ -43,13 +43,13 @@ class IndexCache:
         self._builder: threading.Thread | None = None
         with database.reading() as connection:
             self.index, self._saved = self._load(connection, factory)
+        self._saved_ann = self.index.state.segment.ann
+        self._build_if_it_pays()
 
     def upsert(self, rows: NDArray[np.int64], embeddings: NDArray[np.float32]) -> None:
         """Apply what was committed, and start a compaction in the background if it pays."""
         self.index.upsert(rows, embeddings)
-        if self.index.needs_compaction and (self._builder is None or not self._builder.is_alive()):
-            self._builder = threading.Thread(target=self._compact, name=f"compact-{self._modality}", daemon=True)
-            self._builder.start()
+        self._build_if_it_pays()
 
     def compact(self) -> None:
         """Fold the tail into a new segment now, if that pays, or if an approximate index was asked for by name.
@@ -66,17 +66,18 @@ class IndexCache:
             self.index.compact()
 
     def save(self) -> None:
-        """Write a snapshot if the newest one lacks anything, then delete the older ones."""
+        """Write a snapshot if the newest one lacks a write or the approximate index, then delete the older ones."""
         with self._database.reading() as connection:
             (sequence,) = connection.execute("SELECT sequence FROM corpus").fetchone()
             count = self._count(connection)
-        if sequence == self._saved or len(self.index) != count:
+        ann = self.index.state.segment.ann
+        if (sequence == self._saved and ann is self._saved_ann) or len(self.index) != count:
             return
-        self._directory.mkdir(exist_ok=True)
+        self._directory.mkdir(mode=0o700, exist_ok=True)
         target = self._directory / f"{self._modality}-{sequence:015d}"
         shutil.rmtree(target, ignore_errors=True)
         save_index(self.index, target, sequence=sequence)
-        self._saved = sequence
+        self._saved, self._saved_ann = sequence, ann
         for older in self._snapshots():
             if older != target:
                 shutil.rmtree(older, ignore_errors=True)
@@ -87,11 +88,18 @@ class IndexCache:
         if self._builder is not None:
             self._builder.join()
 
+    def _build_if_it_pays(self) -> None:
+        if self.index.needs_compaction and (self._builder is None or not self._builder.is_alive()):
+            self._builder = threading.Thread(target=self._compact, name=f"compact-{self._modality}", daemon=True)
+            self._builder.start()
+
     def _compact(self) -> None:
         try:
             self.index.compact(cancel=self._cancel)
         except BuildCancelledError:
-            _LOG.info("compaction of the %s index was cancelled; it starts again after the next write", self._modality)
+            _LOG.info(
+                "compaction of the %s index was cancelled; it starts again when the corpus is opened", self._modality
+            )
         except ConfigError as error:
             _LOG.warning("the %s index stays exact: %s", self._modality, error)
 

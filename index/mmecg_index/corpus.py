@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from mmecg.embedding import EMBEDDING_DIM, MODALITIES
 from mmecg.errors import (
-    AlreadyExistsError,
     FingerprintMismatchError,
     IndexFormatError,
     QueryError,
@@ -75,9 +74,14 @@ class Corpus:
             try:
                 self._pending: dict[int, tuple[Any, ...] | None] = {}
                 self._table = self._read_table()
+                factory = factory or self._database.factory
                 for modality in MODALITIES:
                     self._caches[modality] = IndexCache(path / "index", modality, self._database, factory=factory)
+                if factory is not None:
+                    self._database.remember_factory(factory)
             except BaseException:
+                for cache in self._caches.values():
+                    cache.close()
                 self._database.close()
                 raise
         except BaseException:
@@ -97,7 +101,7 @@ class Corpus:
         dim : int
             Length of an embedding.
         factory : str, optional
-            FAISS factory string instead of the choice by size.
+            FAISS factory string instead of the choice by size; the corpus remembers it.
 
         Raises
         ------
@@ -105,17 +109,13 @@ class Corpus:
             ``path`` is there, and not an empty directory.
         """
         path = path.absolute()
-        if path.is_dir() and not any(path.iterdir()):
-            path.rmdir()
-        if path.exists():
-            raise AlreadyExistsError(f"{path} exists; open it, or choose another place")
         with new_directory(path) as directory:
             database.create(directory / _FILE, fingerprint=fingerprint, dim=dim)
         return cls(path, factory=factory)
 
     @classmethod
     def open(cls, path: Path, fingerprint: str, *, factory: str | None = None) -> Corpus:
-        """Open a corpus.
+        """Open a corpus, with the factory string that it remembers unless another is given.
 
         Raises
         ------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import sqlite3
 from collections.abc import Iterator
@@ -46,6 +47,8 @@ CREATE TABLE embeddings (
 CREATE TABLE deletions (row INTEGER PRIMARY KEY, sequence INTEGER NOT NULL) STRICT;
 CREATE INDEX deletions_by_sequence ON deletions (sequence);
 """
+_SETTINGS = "CREATE TABLE IF NOT EXISTS settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT"
+"""Made when a corpus is opened, so that older files of this version have it too."""
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -63,7 +66,8 @@ def connect(path: Path) -> sqlite3.Connection:
 
 
 def create(path: Path, *, fingerprint: str, dim: int) -> None:
-    """Write the file of an empty corpus."""
+    """Write the file of an empty corpus, which only its owner may read."""
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     connection = connect(path)
     try:
         connection.executescript(_SCHEMA)
@@ -100,6 +104,8 @@ class Database:
             if version != VERSION:
                 raise IndexFormatError(f"{path} has format version {version}, expected {VERSION}; rebuild the corpus")
             fingerprint, dim = self._writer.execute("SELECT fingerprint, dim FROM corpus").fetchone()
+            self._writer.execute(_SETTINGS)
+            stored = self._writer.execute("SELECT value FROM settings WHERE name = 'factory'").fetchone()
         except (sqlite3.DatabaseError, TypeError) as error:
             self._writer.close()
             raise _damaged(path) from error
@@ -109,6 +115,13 @@ class Database:
 
         self.fingerprint: str = fingerprint
         self.dim: int = dim
+        self.factory: str | None = stored[0] if stored else None
+
+    def remember_factory(self, factory: str) -> None:
+        """Store the FAISS factory string that was asked for, for the next time the corpus is opened."""
+        if factory != self.factory:
+            self._writer.execute("INSERT OR REPLACE INTO settings VALUES ('factory', ?)", (factory,))
+            self.factory = factory
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
@@ -124,7 +137,7 @@ class Database:
         except (sqlite3.OperationalError, sqlite3.ProgrammingError):
             raise
         except sqlite3.DatabaseError as error:
-            raise _damaged(self._path) from error
+            raise _damaged() from error
         finally:
             if self._closed:
                 connection.close()
@@ -159,5 +172,7 @@ class Database:
             raise NotReadyError("the corpus is closed; open it again")
 
 
-def _damaged(path: Path) -> IndexFormatError:
-    return IndexFormatError(f"{path} is damaged or not a corpus; restore it from a backup, or rebuild it")
+def _damaged(path: Path | None = None) -> IndexFormatError:
+    """Return the error; with the path only where the corpus is opened, because what reads raise reaches callers."""
+    what = "the corpus" if path is None else path
+    return IndexFormatError(f"{what} is damaged or not a corpus; restore it from a backup, or rebuild it")

@@ -16,22 +16,32 @@ from mmecg.errors import AlreadyExistsError, NotReadyError
 def new_directory(path: Path) -> Iterator[Path]:
     """Give a directory to fill; on leaving, sync it and rename it to ``path``, or remove it after an exception.
 
+    Only its owner may enter it. A ``path`` that is an empty directory stays (it may be a mount point), with its mode;
+    its files are moved in one by one.
+
     Raises
     ------
     AlreadyExistsError
-        ``path`` is there.
+        ``path`` is there, and not an empty directory.
     """
-    if path.exists():
-        raise AlreadyExistsError(f"{path} exists; choose another place, or remove it first")
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    there = path.is_dir() and not any(path.iterdir())
+    if path.exists() and not there:
+        raise AlreadyExistsError(f"{path} exists and is not empty; open it, choose another place, or remove it first")
+    temporary = (path / f".tmp-{os.getpid()}") if there else path.with_name(f".{path.name}.tmp-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    temporary.mkdir(mode=0o700)
     try:
         yield temporary
         for file in temporary.iterdir():
             sync(file)
         sync(temporary)
-        temporary.rename(path)
+        if there:
+            for file in temporary.iterdir():
+                file.rename(path / file.name)
+            sync(path)
+        else:
+            temporary.rename(path)
         sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -85,7 +85,9 @@ def parse_ecg(message: ecg_pb2.Ecg) -> Ecg:
                 field="ecg.packed_int16.microvolts_per_count",
             )
         counts = _matrix(message.packed_int16.counts, "<i2", len(message.leads))
-        signal: NDArray[np.generic] = counts.astype(np.float64) * (scale / 1000.0)
+        # In float32, and divided: counts of whole microvolts come back as the nearest float32 of their millivolts.
+        with np.errstate(all="ignore"):
+            signal: NDArray[np.generic] = np.divide(counts, np.float32(1000.0 / scale), dtype=np.float32)
     elif kind == "float32_millivolts":
         signal = _matrix(message.float32_millivolts, "<f4", len(message.leads))
     else:

@@ -94,7 +94,8 @@ def open_retriever(config: ServerConfig) -> Iterator[Retriever]:
     encoder = load_bundle(config.bundle).encoder
     with tempfile.TemporaryDirectory(prefix="mmecg-demo-") as folder:
         path = config.corpus or Path(folder) / "corpus"
-        corpus = Corpus.open(path, encoder.fingerprint) if path.exists() else Corpus.create(path, encoder.fingerprint)
+        is_new = not path.exists() or (path.is_dir() and not any(path.iterdir()))
+        corpus = (Corpus.create if is_new else Corpus.open)(path, encoder.fingerprint)
         try:
             retriever = Retriever(encoder, corpus)
             if config.corpus is None:

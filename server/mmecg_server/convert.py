@@ -25,6 +25,7 @@ from mmecg.client.messages import (
     parse_ecg,
     parse_embedding,
     parse_filter,
+    parse_study,
     parse_vitals,
     render_embedding,
     render_study,
@@ -126,6 +127,24 @@ def parse_query(message: query_pb2.Query) -> Query:
         weights=weights if message.HasField("weights") else None,
         subject_id=check_id(message.subject_id, "query.subject_id") if message.HasField("subject_id") else None,
     )
+
+
+def parse_new_study(message: study_pb2.Study) -> Study:
+    """Check a study that is to be stored.
+
+    Raises
+    ------
+    InvalidInputError
+        See :func:`mmecg.client.messages.parse_study`; also for a study that has nothing to find it by.
+    """
+    study = parse_study(message)
+    has_text = (study.report is not None and study.report.raw.strip()) or any(note.text.strip() for note in study.notes)
+    if study.ecg is None and not has_text and study.vitals.is_empty():
+        raise InvalidInputError(
+            "study is empty, expected at least one of ECG, report, notes and vitals; add one, or leave the study out",
+            field="study",
+        )
+    return study
 
 
 def parse_each(parse: Callable[[Item], Parsed], items: Iterable[Item], name: str) -> list[Parsed]:

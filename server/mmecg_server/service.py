@@ -22,11 +22,11 @@ from mmecg_pb.v1 import (
     search_service_pb2_grpc,
 )
 
-from mmecg.client.messages import parse_ecg, parse_study, parse_vitals, render_embedding
+from mmecg.client.messages import parse_ecg, parse_vitals, render_embedding
 from mmecg.config import LimitsConfig
-from mmecg.errors import NotReadyError
+from mmecg.errors import NotReadyError, StudyNotFoundError
 from mmecg.retriever import Retriever
-from mmecg.search import SearchResult
+from mmecg.search import CorpusStore, SearchResult
 from mmecg.study import Study, check_id
 from mmecg_server import convert
 from mmecg_server.interceptors import Gate
@@ -190,7 +190,10 @@ class CorpusService(corpus_service_pb2_grpc.CorpusServiceServicer):
         backend, retriever = self._backend, self._backend.retriever
         reader = backend.chunks(request_iterator)
         for item, answer in answer_stream(
-            reader, backend.gate, lambda one: parse_study(one.study), lambda some: ingest_all(retriever, some)
+            reader,
+            backend.gate,
+            lambda one: convert.parse_new_study(one.study),
+            lambda some: ingest_all(retriever, some),
         ):
             if isinstance(answer, status_pb2.Status):
                 yield corpus_service_pb2.UpsertStudiesResponse(item=item, status=answer)
@@ -217,7 +220,8 @@ class CorpusService(corpus_service_pb2_grpc.CorpusServiceServicer):
             page_size=convert.parse_page_size(request),
             page_token=request.page_token,
         )
-        studies = [convert.render_masked(study, fields) for study in corpus.get(study_ids, with_signal="ecg" in fields)]
+        found = get_present(corpus, study_ids, with_signal="ecg" in fields)
+        studies = [convert.render_masked(study, fields) for study in found]
         return corpus_service_pb2.ListStudiesResponse(studies=studies, next_page_token=token)
 
     def DeleteStudy(  # noqa: N802
@@ -253,6 +257,16 @@ def add_services(server: grpc.Server, backend: Backend) -> None:
     search_service_pb2_grpc.add_SearchServiceServicer_to_server(SearchService(backend), server)
     corpus_service_pb2_grpc.add_CorpusServiceServicer_to_server(CorpusService(backend), server)
     info_service_pb2_grpc.add_InfoServiceServicer_to_server(InfoService(backend), server)
+
+
+def get_present(corpus: CorpusStore, study_ids: Sequence[str], *, with_signal: bool) -> list[Study]:
+    """Return studies in the order asked for, without those that were deleted since they were listed."""
+    try:
+        return list(corpus.get(study_ids, with_signal=with_signal))
+    except StudyNotFoundError:
+        if len(study_ids) == 1:
+            return []
+    return [study for one in study_ids for study in get_present(corpus, [one], with_signal=with_signal)]
 
 
 def search_all(retriever: Retriever, searches: Sequence[convert.Search]) -> list[tuple[convert.Search, SearchResult]]:

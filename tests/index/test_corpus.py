@@ -21,6 +21,7 @@ from mmecg.ecg import Ecg
 from mmecg.embedding import MODALITIES, normalise
 from mmecg.errors import (
     AlreadyExistsError,
+    ConfigError,
     FingerprintMismatchError,
     IndexFormatError,
     NotReadyError,
@@ -384,6 +385,76 @@ def test_growth_starts_a_compaction_in_the_background(corpus: Corpus, monkeypatc
     assert all(cache.index.state.segment.ann is not None for cache in again._caches.values())
     check_against_oracle(again)
     again.close()
+
+
+def test_opening_starts_the_build_that_is_due_and_its_result_is_kept(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus.upsert([study(i) for i in range(40, 100)], [embedding(i) for i in range(40, 100)])
+    corpus.close()
+    monkeypatch.setattr(ann, "FLAT_LIMIT", 50)
+    monkeypatch.setattr(faiss_index, "_MIN_TAIL", 20)
+    corpus = Corpus.open(corpus.path, FINGERPRINT)
+    for cache in corpus._caches.values():
+        assert cache._builder is not None
+        cache._builder.join()
+        assert cache.index.state.segment.ann is not None
+    check_against_oracle(corpus)
+    # Without a write in between the snapshot has the same sequence number; it is written anew all the same.
+    corpus = reopened(corpus)
+    for cache in corpus._caches.values():
+        assert cache._builder is None
+        assert cache.index.state.segment.ann is not None
+    check_against_oracle(corpus)
+    corpus.close()
+
+
+def test_the_factory_is_remembered(corpus: Corpus) -> None:
+    corpus = reopened(corpus, factory="HNSW8")
+    corpus.compact()
+    corpus = reopened(corpus)
+    for cache in corpus._caches.values():
+        assert cache.index.factory == "HNSW8"
+        assert cache.index.state.segment.ann is not None
+    corpus.close()
+    with pytest.raises(ConfigError):
+        Corpus.open(corpus.path, FINGERPRINT, factory="nonsense")
+    with Corpus.open(corpus.path, FINGERPRINT) as again:
+        assert again._caches["ecg"].index.factory == "HNSW8"
+
+
+def test_a_corpus_file_without_settings_is_opened(corpus: Corpus) -> None:
+    corpus.close()
+    connection = sqlite3.connect(corpus.path / "corpus.sqlite")
+    connection.execute("DROP TABLE settings")
+    connection.commit()
+    connection.close()
+    with Corpus.open(corpus.path, FINGERPRINT) as again:
+        check_against_oracle(again)
+
+
+def test_only_the_owner_may_read(corpus: Corpus, tmp_path: Path) -> None:
+    assert corpus.path.stat().st_mode & 0o777 == 0o700
+    files = [file for file in corpus.path.iterdir() if file.is_file()]
+    assert {file.name for file in files} >= {"corpus.sqlite", "corpus.sqlite-wal", "lock"}
+    assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
+    corpus.close()
+    assert (corpus.path / "index").stat().st_mode & 0o777 == 0o700
+
+
+def test_an_empty_directory_becomes_a_corpus_in_place(tmp_path: Path) -> None:
+    (tmp_path / "volume").mkdir()
+    (tmp_path / "link").symlink_to("volume")
+    with Corpus.create(tmp_path / "link", FINGERPRINT, dim=DIM) as corpus:
+        corpus.upsert([study(1)], [embedding(1)])
+    assert {item.name for item in (tmp_path / "volume").iterdir()} == {"corpus.sqlite", "lock", "index"}
+    assert (tmp_path / "volume" / "corpus.sqlite").stat().st_mode & 0o777 == 0o600
+
+
+def test_damage_met_while_reading_does_not_name_the_path(corpus: Corpus) -> None:
+    with pytest.raises(IndexFormatError, match="the corpus is damaged") as caught, corpus._database.reading():
+        raise sqlite3.DatabaseError("database disk image is malformed")
+    assert str(corpus.path) not in str(caught.value)
 
 
 WRITER = """

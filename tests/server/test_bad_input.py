@@ -16,7 +16,7 @@ from mmecg_pb.v1 import search_service_pb2 as search_pb
 from mmecg_pb.v1 import search_service_pb2_grpc as search_grpc
 from mmecg_pb.v1.ecg_pb2 import Ecg, PackedInt16, WfdbRecord
 from mmecg_pb.v1.query_pb2 import Embedding, Filter, Query, QueryWeights
-from mmecg_pb.v1.study_pb2 import Report, Study, Vitals
+from mmecg_pb.v1.study_pb2 import ClinicalNote, Report, Study, Vitals
 
 LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 WAVE = np.sin(np.arange(1000) / 7).astype("<f4")
@@ -151,6 +151,10 @@ BAD_STUDIES = {
     "likelihood 200": (
         Study(study_id="s", subject_id="p", label_likelihoods_percent={"NORM": 200}), "INVALID_INPUT",
         "label_likelihoods_percent"),
+    "nothing but ids": (Study(study_id="s", subject_id="p", site="a", attributes={"a": "b"}), "INVALID_INPUT", "study"),
+    "blank texts": (
+        Study(study_id="s", subject_id="p", report=Report(raw=" "), notes=[ClinicalNote(text="\n")], vitals=Vitals()),
+        "INVALID_INPUT", "study"),
     "zeros for an ECG": (Study(study_id="s", subject_id="p", ecg=ecg(float32_millivolts=bytes(48000))), "SIGNAL",
                          "ecg.signal"),
 }  # fmt: skip

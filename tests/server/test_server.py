@@ -53,8 +53,10 @@ class HeldEncoder:
 
 def until_refused(client: Client) -> None:
     """Call until an error is raised; the calls that fill the server may still be on their way."""
-    while True:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
         client.stats()
+    pytest.fail("no call was refused for 60 s")
 
 
 def health_of(channel: grpc.Channel, service: str) -> int:
@@ -282,6 +284,19 @@ def start(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "mmecg_server", "--port", "0", *arguments], stderr=subprocess.PIPE, text=True
     )
+
+
+def test_an_empty_directory_becomes_a_corpus(config, encoder, tmp_path, monkeypatch):
+    from types import SimpleNamespace
+
+    from mmecg import bundle
+
+    monkeypatch.setattr(bundle, "load_bundle", lambda path: SimpleNamespace(encoder=encoder))
+    for expected in (0, 1):
+        (tmp_path / "corpus").mkdir(exist_ok=True)
+        with program.open_retriever(replace(config, corpus=tmp_path / "corpus")) as retriever:
+            assert retriever.corpus.stats().sequence == expected
+            retriever.corpus.upsert([], [])
 
 
 @pytest.mark.slow

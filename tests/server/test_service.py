@@ -109,6 +109,26 @@ def test_list_by_subject_and_all(filled: Client):
         list(filled.list_studies("nobody"))
 
 
+def test_a_study_deleted_while_it_is_listed_is_skipped(filled: Client, retriever, monkeypatch):
+    corpus, listed = retriever.corpus, retriever.corpus.list_studies
+
+    def list_and_delete(**options):
+        found = listed(**options)
+        corpus.delete("study-4")
+        return found
+
+    monkeypatch.setattr(corpus, "list_studies", list_and_delete)
+    assert [study.study_id for study in filled.list_studies("subject-2")] == ["study-5"]
+
+
+def test_a_study_without_signal_in_the_answer_is_no_empty_study(filled: Client, make_study):
+    from dataclasses import replace
+
+    bare = replace(make_study(30), report=None, notes=(), vitals=Vitals())
+    assert next(iter(filled.upsert([bare]))).error is None
+    assert filled.get_study("study-30", with_signal=False).ecg is None
+
+
 def test_embed_agrees_with_the_encoder(client: Client, encoder, make_ecg):
     ecgs = [make_ecg(1), make_ecg(2, leads=("II", "V1"), rate=250, seconds=4)]
     assert client.embed_ecg(ecgs) == pytest.approx(encoder.encode_ecg(ecgs), abs=2e-3)
