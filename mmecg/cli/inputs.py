@@ -8,7 +8,7 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
@@ -50,6 +50,21 @@ def add_ecg_arguments(parser: argparse._ActionsContainer) -> None:
     group.add_argument("--unit", help="mV, uV or V (mV)")
 
 
+def is_numpy(path: Path) -> bool:
+    """Return whether a path names a NumPy file."""
+    return path.suffix.lower() in (".npy", ".npz")
+
+
+def check_ecg_arguments(args: argparse.Namespace, paths: Iterable[Path]) -> None:
+    """Refuse what :func:`add_ecg_arguments` added where there is no NumPy file. Raises ``InvalidInputError``."""
+    names = ("sampling_rate_hz", "leads", "unit")
+    given = [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) is not None]
+    if given and not any(map(is_numpy, paths)):
+        raise InvalidInputError(
+            f"{given[0]} came without a NumPy file, expected an .npy or .npz recording beside it; leave it out"
+        )
+
+
 def read_recording(path: Path, args: argparse.Namespace) -> Ecg:
     """Read one recording: a WFDB record (``.hea``, ``.dat``, ``.mat`` or without suffix) or a NumPy file.
 
@@ -58,7 +73,7 @@ def read_recording(path: Path, args: argparse.Namespace) -> Ecg:
     SignalError
         It is missing, damaged, or not a usable ECG.
     """
-    if path.suffix in (".npy", ".npz"):
+    if is_numpy(path):
         return _read_numpy(path, args)
     from mmecg.datasets.wfdb import read_wfdb
 
@@ -208,12 +223,16 @@ def open_studies(path: Path, *, sampling_rate_hz: int = 100) -> StudySource:
         It is none of these.
     """
     if path.is_file() and path.suffix == ".parquet":
-        return _ParquetTable(path)
+        from mmecg.datasets.parquet import ParquetStudies
+
+        return ParquetStudies(path)
     if (path / "ptbxl_database.csv").is_file():
         from mmecg.datasets.ptb_xl import read_ptb_xl
 
         return read_ptb_xl(path, sampling_rate_hz=sampling_rate_hz)
-    if (path / "machine_measurements.csv").is_file():
+    from mmecg.datasets.tables import find_table
+
+    if find_table(path, "machine_measurements").is_file():
         from mmecg.datasets.mimic_iv_ecg import read_mimic_iv_ecg
 
         return read_mimic_iv_ecg(path)
@@ -221,37 +240,8 @@ def open_studies(path: Path, *, sampling_rate_hz: int = 100) -> StudySource:
         return _WfdbFolder(path, records)
     raise InvalidInputError(
         f"{path} holds no studies, expected a PTB-XL folder (ptbxl_database.csv), a MIMIC-IV-ECG folder "
-        "(machine_measurements.csv), a .parquet table of studies, or a folder of WFDB records (.hea)"
+        "(machine_measurements.csv or .csv.gz), a .parquet table of studies, or a folder of WFDB records (.hea)"
     )
-
-
-class _ParquetTable:
-    """A Parquet table of studies; it is damaged as a whole or not at all, so nothing is skipped."""
-
-    def __init__(self, path: Path) -> None:
-        from mmecg.datasets.parquet import count_studies
-
-        self._path = path
-        self._studies = count_studies(path)
-        self._read = 0
-
-    def __len__(self) -> int:
-        return self._studies
-
-    def __iter__(self) -> Iterator[Study]:
-        from mmecg.datasets.parquet import read_studies
-
-        for study in read_studies(self._path):
-            self._read += 1
-            yield study
-
-    @property
-    def report(self) -> BulkReport:
-        import polars as pl
-
-        from mmecg.datasets.bulk import BulkReport
-
-        return BulkReport(self._read, pl.DataFrame(schema={"record": pl.String(), "reason": pl.String()}))
 
 
 class _WfdbFolder:

@@ -97,6 +97,11 @@ class BulkRead(Generic[Item, Result]):
                     self._done += 1
                     yield item, outcome
 
+    def reject(self, name: str, reason: str) -> None:
+        """Count the last result as skipped after all: what the caller makes of it cannot be used."""
+        self._done -= 1
+        self._failures.append((name, reason))
+
     @property
     def report(self) -> BulkReport:
         """What became of the items so far."""

@@ -7,6 +7,9 @@ Policies, stated once:
 * **29999** is a missing measurement. **Heart rate** is 60000 / ``rr_interval`` (ms), unless that
   is missing, 0 or implausible; then it is that of the emergency department, if given. The measurements become
   attributes.
+* **A number or a time that cannot be read** is missing. **A record is skipped, with its reason,** if its ids or its
+  report cannot be used. Of several rows of one study in ``machine_measurements.csv`` the first counts, as does the
+  first of one subject in ``patients.csv``.
 * **Age and sex** come from ``patients.csv`` of MIMIC-IV, if given: ``anchor_age`` moved by the years between
   ``anchor_year`` and the ECG. The anchor age 91 stands for "above 89" and is read as 90, with the attribute
   ``age_note = "above 89"``.
@@ -30,9 +33,10 @@ import polars as pl
 
 from mmecg.datasets.bulk import BulkRead, BulkReport
 from mmecg.datasets.mimic_iv_ed import TIME_FORMAT, note_of_row, vitals_of_row
-from mmecg.datasets.tables import find_table, read_csv, record_inside
+from mmecg.datasets.tables import find_table, moment, number, read_csv, record_inside
 from mmecg.datasets.wfdb import read_wfdb
 from mmecg.ecg import Ecg
+from mmecg.errors import MmecgError
 from mmecg.report import Report
 from mmecg.study import Study
 from mmecg.vitals import VITAL_DEFINITIONS, Vitals
@@ -76,7 +80,7 @@ def read_mimic_iv_ecg_table(folder: str | Path, *, patients: str | Path | None =
     absent = [name for name in (*REPORT_COLUMNS, *MEASUREMENTS, "cart_id") if name not in machine.columns]
     machine = machine.with_columns(pl.lit(None, pl.String).alias(name) for name in absent)
     lines = pl.concat_list(pl.col(name).str.strip_chars().replace("", None) for name in REPORT_COLUMNS)
-    machine = machine.select(
+    machine = machine.unique("study_id", keep="first", maintain_order=True).select(
         "study_id",
         "cart_id",
         lines.list.drop_nulls().list.join("\n").replace("", None).alias("report_raw"),
@@ -85,7 +89,7 @@ def read_mimic_iv_ecg_table(folder: str | Path, *, patients: str | Path | None =
     heart_rate = 60000 / pl.col("rr_interval")
     vital = next(vital for vital in VITAL_DEFINITIONS if vital.name == "heart_rate_bpm")
     table = records.join(machine, "study_id", how="left", maintain_order="left").with_columns(
-        pl.col("ecg_time").str.to_datetime(TIME_FORMAT, time_unit="us").alias("acquired_at"),
+        moment("ecg_time", TIME_FORMAT).alias("acquired_at"),
         pl.when(heart_rate.is_between(vital.low, vital.high)).then(heart_rate).alias("heart_rate_bpm"),
     )
     if patients is None:
@@ -155,7 +159,12 @@ class MimicIvEcgStudies:
     def __iter__(self) -> Iterator[Study]:
         for (position, _), ecg in self._bulk:
             row = self.table.row(position, named=True)
-            yield study_of_row(row, ecg, self._emergency.get(row["subject_id"], _EMPTY))
+            try:
+                study = study_of_row(row, ecg, self._emergency.get(row["subject_id"], _EMPTY))
+            except MmecgError as error:
+                self._bulk.reject(row["study_id"] or "(no study_id)", str(error))
+            else:
+                yield study
 
     @property
     def report(self) -> BulkReport:
@@ -198,8 +207,10 @@ def _near(row: Mapping[str, Any], emergency: Any) -> list[dict[str, Any]]:
 
 
 def _with_patients(table: pl.DataFrame, path: Path) -> pl.DataFrame:
-    patients = read_csv(path, ("subject_id", "gender", "anchor_age", "anchor_year")).select(
-        "subject_id", "gender", pl.col("anchor_age", "anchor_year").cast(pl.Float64)
+    patients = (
+        read_csv(path, ("subject_id", "gender", "anchor_age", "anchor_year"))
+        .unique("subject_id", keep="first", maintain_order=True)
+        .select("subject_id", "gender", *(number(name).alias(name) for name in ("anchor_age", "anchor_year")))
     )
     masked = pl.col("anchor_age") >= _MASKED_ANCHOR_AGE
     age = pl.col("anchor_age") + pl.col("acquired_at").dt.year() - pl.col("anchor_year")
@@ -211,7 +222,7 @@ def _with_patients(table: pl.DataFrame, path: Path) -> pl.DataFrame:
 
 
 def _measured(name: str) -> pl.Expr:
-    value = pl.col(name).cast(pl.Float64, strict=False)
+    value = number(name)
     return pl.when(value != MISSING).then(value).alias(name)
 
 

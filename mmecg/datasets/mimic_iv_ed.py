@@ -19,7 +19,8 @@ from typing import Any
 
 import polars as pl
 
-from mmecg.datasets.tables import find_table, read_csv
+from mmecg.datasets.tables import find_table, moment, number, read_csv
+from mmecg.report import check_text
 from mmecg.study import ClinicalNote
 from mmecg.vitals import VITAL_DEFINITIONS, Vitals
 
@@ -75,14 +76,14 @@ def note_of_row(row: Mapping[str, Any]) -> ClinicalNote | None:
     """Return the triage complaint of one row of :func:`read_mimic_iv_ed` as a note with its time, if there is one."""
     if not row["complaint"]:
         return None
-    return ClinicalNote(row["complaint"], kind="triage", written_at=row["measured_at"])
+    return ClinicalNote(check_text(row["complaint"], field="notes"), kind="triage", written_at=row["measured_at"])
 
 
 def _to_vitals(rows: pl.DataFrame) -> pl.DataFrame:
     # A few cells hold words ("uncertain", "13-15"): not a number is not measured.
-    rows = rows.with_columns(
-        pl.col(old).cast(pl.Float64, strict=False).alias(new) for old, new in _SOURCE_COLUMNS.items()
-    ).with_columns((pl.col("temperature_c") - 32) / 1.8)
+    rows = rows.with_columns(number(old).alias(new) for old, new in _SOURCE_COLUMNS.items()).with_columns(
+        (pl.col("temperature_c") - 32) / 1.8
+    )
     limits = {vital.name: (vital.low, vital.high) for vital in VITAL_DEFINITIONS}
     fits = {name: pl.col(name).is_between(*limits[name]) for name in ED_VITALS}
     ordered = (pl.col("diastolic_bp_mmhg") < pl.col("systolic_bp_mmhg")).fill_null(True)
@@ -91,7 +92,7 @@ def _to_vitals(rows: pl.DataFrame) -> pl.DataFrame:
     return rows.select(
         "subject_id",
         "stay_id",
-        pl.col("time").str.to_datetime(TIME_FORMAT, time_unit="us").alias("measured_at"),
+        moment("time", TIME_FORMAT).alias("measured_at"),
         "source",
         *(pl.when(fit).then(pl.col(name)).alias(name) for name, fit in fits.items()),
         pl.concat_list(pl.when(~fit).then(pl.lit(name)) for name, fit in fits.items())

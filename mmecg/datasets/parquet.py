@@ -17,11 +17,13 @@ One row a study, zstd-compressed, with these columns (:data:`SCHEMA`):
 ``labels`` (list of label, likelihood), ``site, device, attributes`` (list of name, value)
 
 A table of other origin needs ``study_id`` and ``subject_id`` only; columns that are not there are missing values.
+A row that is no valid study (no id, text that is too long, an impossible vital sign, …) ends :func:`read_studies`, and
+is skipped with its reason by :class:`ParquetStudies`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from itertools import islice
 from pathlib import Path
@@ -32,9 +34,10 @@ import polars as pl
 from numpy.typing import NDArray
 from polars.io.plugins import register_io_source
 
+from mmecg.datasets.bulk import BulkReport
 from mmecg.ecg import LEADS, Ecg
-from mmecg.errors import ArtifactError, SignalError
-from mmecg.report import Report
+from mmecg.errors import ArtifactError, InvalidInputError, MmecgError, SignalError
+from mmecg.report import Report, check_text
 from mmecg.study import ClinicalNote, Study
 from mmecg.vitals import VITAL_DEFINITIONS, Vitals
 
@@ -117,12 +120,55 @@ def read_studies(path: str | Path, *, with_signal: bool = True) -> Iterator[Stud
     InvalidInputError
         A study is not valid (a vital sign outside its range, an amplitude that cannot be millivolt, …).
     """
+    yield from map(_study_of_row, _rows(path, with_signal=with_signal))
+
+
+class ParquetStudies:
+    """The studies of one file, read while you iterate; a row that is no valid study is skipped.
+
+    Parameters
+    ----------
+    path : str or Path
+
+    Raises
+    ------
+    ArtifactError
+        The file is missing, damaged, or not a table of studies.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = path
+        self._studies = count_studies(path)
+        self._read = 0
+        self._failures: list[tuple[str, str]] = []
+
+    def __len__(self) -> int:
+        return self._studies
+
+    def __iter__(self) -> Iterator[Study]:
+        self._read, self._failures = 0, []
+        for position, row in enumerate(_rows(self._path), 1):
+            try:
+                study = _study_of_row(row)
+            except MmecgError as error:
+                self._failures.append((row["study_id"] or f"row {position}", str(error)))
+            else:
+                self._read += 1
+                yield study
+
+    @property
+    def report(self) -> BulkReport:
+        """What was skipped so far, and why."""
+        schema = {"record": pl.String(), "reason": pl.String()}
+        return BulkReport(self._read, pl.DataFrame(self._failures, schema=schema, orient="row"))
+
+
+def _rows(path: str | Path, *, with_signal: bool = True) -> Iterator[dict[str, Any]]:
     table = scan_studies(path)
     if not with_signal:
         table = table.drop("signal").with_columns(pl.lit(None, pl.Binary).alias("signal"))
     for start in range(0, count_studies(path), BATCH_STUDIES):
-        for row in _collect(table.slice(start, BATCH_STUDIES), path).iter_rows(named=True):
-            yield _study_of_row(row)
+        yield from _collect(table.slice(start, BATCH_STUDIES), path).iter_rows(named=True)
 
 
 def count_studies(path: str | Path) -> int:
@@ -235,26 +281,57 @@ def _study_of_row(row: Mapping[str, Any]) -> Study:
     report = None
     if row["report_raw"] is not None or row["report_text"] is not None:
         raw = row["report_raw"] if row["report_raw"] is not None else row["report_text"]
-        report = Report(raw, row["report_text"]) if row["report_text"] is not None else Report.from_text(raw)
+        given = row["report_text"]
+        report = Report(check_text(raw), check_text(given)) if given is not None else Report.from_text(raw)
+    labels = _pairs(row["labels"], "labels", ("label", "likelihood"))
+    if not all(0 <= value <= 100 for value in labels.values()):
+        raise InvalidInputError("labels has a likelihood that is not 0 to 100, expected percent", field="labels")
     return Study(
         study_id=row["study_id"],
         subject_id=row["subject_id"],
         acquired_at=row["acquired_at"],
         ecg=_ecg_of_row(row),
         report=report,
-        notes=tuple(ClinicalNote(**note) for note in row["notes"] or ()),
+        notes=tuple(map(_note, row["notes"] or ())),
         vitals=Vitals.from_mapping({name: row[name] for name in _VITALS}),
-        labels={entry["label"]: entry["likelihood"] for entry in row["labels"] or ()},
-        site=row["site"],
-        device=row["device"],
-        attributes={entry["name"]: entry["value"] for entry in row["attributes"] or ()},
+        labels=labels,
+        site=None if row["site"] is None else check_text(row["site"], field="site"),
+        device=None if row["device"] is None else check_text(row["device"], field="device"),
+        attributes=_pairs(row["attributes"], "attributes", ("name", "value")),
     )
+
+
+def _note(note: Mapping[str, Any] | None) -> ClinicalNote:
+    if note is None or note["text"] is None:
+        raise InvalidInputError("a note has no text, expected words; leave the note out", field="notes")
+    kind = "note" if note["kind"] is None else check_text(note["kind"], field="notes")
+    return ClinicalNote(check_text(note["text"], field="notes"), kind, note["written_at"])
+
+
+def _pairs(entries: Sequence[Mapping[str, Any] | None] | None, field: str, names: tuple[str, str]) -> dict[str, Any]:
+    """Return a list of structs as a mapping, with all texts checked."""
+    pairs: dict[str, Any] = {}
+    for entry in entries or ():
+        values: list[Any] = [None if entry is None else entry[name] for name in names]
+        if None in values:
+            raise InvalidInputError(
+                f"{field} has an entry without {' or '.join(names)}, expected both; leave the entry out", field=field
+            )
+        key, value = values
+        pairs[check_text(key, field=field)] = check_text(value, field=field) if isinstance(value, str) else value
+    return pairs
 
 
 def _ecg_of_row(row: Mapping[str, Any]) -> Ecg | None:
     if row["signal"] is None:
         return None
     leads, gains = row["leads"] or list(LEADS), row["counts_per_mv"] or []
+    if None in leads or not all(gain is not None and 0 < gain < np.inf for gain in gains):
+        raise SignalError(
+            "stored signal has a lead without name or a gain that is not above zero, expected both for every lead; "
+            "the table is damaged",
+            field="ecg.signal",
+        )
     if len(gains) != len(leads) or not row["samples"] or not row["sampling_rate_hz"]:
         raise SignalError(
             "stored signal lacks its leads, gains, length or sampling rate; the table is damaged", field="ecg.signal"

@@ -5,6 +5,9 @@ Policies, stated once:
 * **Age** 300 stands for "above 89" and is read as 90, with the attribute ``age_note = "above 89"``.
 * **Sex** 0 is male and 1 is female. **Height and weight** outside the plausible range of
   :data:`mmecg.vitals.VITAL_DEFINITIONS` are read as missing and named in the attribute ``implausible``.
+* **A number or a time that cannot be read** is missing, and named in the attribute ``implausible``.
+* **A record is skipped, with its reason,** if its patient is not given, its age is impossible, its report is not plain
+  text of bounded length, or its statements cannot be read. One such record never ends the reading of the others.
 * **Labels** keep their likelihood 0..100, where 0 means *unknown*, not absent. As in the published benchmarks, a
   statement counts as positive if it is listed, whatever its likelihood (:func:`label_matrix`).
 * **Reports** are cleaned by :func:`mmecg.report.clean_ptb_xl`; the raw text stays beside the clean one.
@@ -26,11 +29,11 @@ import polars as pl
 from numpy.typing import NDArray
 
 from mmecg.datasets.bulk import BulkRead, BulkReport
-from mmecg.datasets.tables import read_csv, record_inside
+from mmecg.datasets.tables import moment, number, read_csv, record_inside
 from mmecg.datasets.wfdb import read_wfdb
 from mmecg.ecg import LEADS, Ecg, fit_length
-from mmecg.errors import InvalidInputError, SignalError
-from mmecg.report import Report
+from mmecg.errors import InvalidInputError, MmecgError, ReportError, SignalError
+from mmecg.report import Report, check_text
 from mmecg.study import Study
 from mmecg.vitals import VITAL_DEFINITIONS, Vitals
 
@@ -70,8 +73,9 @@ def read_ptb_xl_table(folder: str | Path) -> pl.DataFrame:
     polars.DataFrame
         One row a record, in the order of the file: ``study_id, subject_id, acquired_at, age_years, age_note, sex,
         height_cm, weight_kg, implausible, site, device, report_raw, report_text, labels`` (list of ``label,
-        likelihood``), ``strat_fold, validated_by_human, filename_lr, filename_hr``, the noise columns (cleaned of
-        stray commas), ``extra_beats, pacemaker, heart_axis, infarction_stadium1, infarction_stadium2``.
+        likelihood``; null if unreadable), ``strat_fold, validated_by_human, filename_lr, filename_hr``, the noise
+        columns (cleaned of stray commas), ``extra_beats, pacemaker, heart_axis, infarction_stadium1,
+        infarction_stadium2``.
 
     Raises
     ------
@@ -80,9 +84,15 @@ def read_ptb_xl_table(folder: str | Path) -> pl.DataFrame:
     """
     raw = read_csv(Path(folder) / "ptbxl_database.csv", _REQUIRED)
     raw = raw.with_columns(pl.lit(None, pl.String).alias(name) for name in _OPTIONAL if name not in raw.columns)
-    reports = [Report.from_ptb_xl(text or "") for text in raw["report"]]
-    age = pl.col("age").cast(pl.Float64)
-    measured = {"height_cm": pl.col("height").cast(pl.Float64), "weight_kg": pl.col("weight").cast(pl.Float64)}
+    reports = [_clean_report(text or "") for text in raw["report"]]
+    age, recorded = number("age"), moment("recording_date", "%Y-%m-%d %H:%M:%S")
+    measured = {"height_cm": number("height"), "weight_kg": number("weight")}
+    doubtful = {
+        "height_cm": ("height", ~_plausible("height_cm", measured["height_cm"]).fill_null(False)),
+        "weight_kg": ("weight", ~_plausible("weight_kg", measured["weight_kg"]).fill_null(False)),
+        "age_years": ("age", age.is_null()),
+        "acquired_at": ("recording_date", recorded.is_null()),
+    }
     masked = age >= MASKED_AGE
     return raw.with_columns(
         pl.Series("report_raw", [report.raw for report in reports], pl.String),
@@ -90,25 +100,19 @@ def read_ptb_xl_table(folder: str | Path) -> pl.DataFrame:
         pl.Series("labels", [_parse_labels(text) for text in raw["scp_codes"]], pl.List(_LABEL)),
     ).select(
         pl.col("ecg_id").alias("study_id"),
-        pl.col("patient_id").cast(pl.Float64).cast(pl.Int64).cast(pl.String).alias("subject_id"),
-        pl.col("recording_date").str.to_datetime("%Y-%m-%d %H:%M:%S", time_unit="us").alias("acquired_at"),
+        number("patient_id").cast(pl.Int64, strict=False).cast(pl.String).alias("subject_id"),
+        recorded.alias("acquired_at"),
         pl.when(masked).then(MASKED_AGE_YEARS).otherwise(age).alias("age_years"),
         pl.when(masked).then(pl.lit("above 89")).alias("age_note"),
         _sex().alias("sex"),
         *(pl.when(_plausible(name, value)).then(value).alias(name) for name, value in measured.items()),
-        pl.concat_str(
-            [pl.when(~_plausible(name, value)).then(pl.lit(name)) for name, value in measured.items()],
-            separator=",",
-            ignore_nulls=True,
-        )
-        .replace("", None)
-        .alias("implausible"),
-        pl.col("site").cast(pl.Float64).cast(pl.Int64).cast(pl.String).alias("site"),
+        _names(doubtful).alias("implausible"),
+        number("site").cast(pl.Int64, strict=False).cast(pl.String).alias("site"),
         pl.col("device").str.replace_all(r"\s+", " ").str.strip_chars().alias("device"),
         "report_raw",
         "report_text",
         "labels",
-        pl.col("strat_fold").cast(pl.Int64),
+        number("strat_fold").cast(pl.Int64, strict=False).alias("strat_fold"),
         (pl.col("validated_by_human").str.to_lowercase() == "true").alias("validated_by_human"),
         "filename_lr",
         "filename_hr",
@@ -137,10 +141,7 @@ def read_scp_statements(folder: str | Path) -> pl.DataFrame:
     return raw.select(
         pl.col(raw.columns[0]).alias("label"),
         "description",
-        *(
-            (pl.col(name).cast(pl.Float64) == 1).fill_null(False).alias(name)
-            for name in ("diagnostic", "form", "rhythm")
-        ),
+        *((number(name) == 1).fill_null(False).alias(name) for name in ("diagnostic", "form", "rhythm")),
         pl.col("diagnostic_class").alias("superclass"),
         pl.col("diagnostic_subclass").alias("subclass"),
     )
@@ -151,7 +152,7 @@ def label_matrix(table: pl.DataFrame, labels: Sequence[str]) -> NDArray[np.bool_
     column = {label: index for index, label in enumerate(labels)}
     matrix = np.zeros((table.height, len(labels)), np.bool_)
     for row, listed in enumerate(table["labels"].to_list()):
-        for entry in listed:
+        for entry in listed or ():
             if entry["label"] in column:
                 matrix[row, column[entry["label"]]] = True
     return matrix
@@ -196,7 +197,7 @@ def read_ptb_xl_signals(
     processes: int | None = None,
     quiet: bool = True,
 ) -> PtbXlSignals:
-    """Read the signals of a table's records into one array.
+    """Read the signals of a table's records into one array; a record that is no valid study is skipped as well.
 
     Parameters
     ----------
@@ -207,14 +208,15 @@ def read_ptb_xl_signals(
     processes, quiet
         See :class:`mmecg.datasets.bulk.BulkRead`.
     """
-    items = list(enumerate(table[_file_column(sampling_rate_hz)].to_list()))
+    items = _items(table, sampling_rate_hz)
     read = partial(_read_microvolt, Path(folder), sampling_rate_hz)
     bulk = BulkRead(read, items, name=_file_of, processes=processes, quiet=quiet)
     signals = np.empty((len(items), len(LEADS), DURATION_S * sampling_rate_hz), np.int16)
     kept: list[int] = []
     for (row, _), signal in bulk:
-        signals[len(kept)] = signal
-        kept.append(row)
+        if _study_or_reject(bulk, table.row(row, named=True)) is not None:
+            signals[len(kept)] = signal
+            kept.append(row)
     return PtbXlSignals(signals[: len(kept)], table[kept], bulk.report)
 
 
@@ -261,8 +263,8 @@ class PtbXlStudies:
         quiet: bool = True,
     ) -> None:
         self.table = table
-        items = list(enumerate(table[_file_column(sampling_rate_hz)].to_list()))
         read = partial(_read_file, Path(folder))
+        items = _items(table, sampling_rate_hz)
         self._bulk = BulkRead(read, items, name=_file_of, processes=processes, quiet=quiet)
 
     def __len__(self) -> int:
@@ -270,7 +272,9 @@ class PtbXlStudies:
 
     def __iter__(self) -> Iterator[Study]:
         for (row, _), ecg in self._bulk:
-            yield study_of_row(self.table.row(row, named=True), ecg)
+            study = _study_or_reject(self._bulk, self.table.row(row, named=True), ecg)
+            if study is not None:
+                yield study
 
     @property
     def report(self) -> BulkReport:
@@ -279,13 +283,25 @@ class PtbXlStudies:
 
 
 def study_of_row(row: Mapping[str, Any], ecg: Ecg | None = None) -> Study:
-    """Build a study from one row of :func:`read_ptb_xl_table` and its signal."""
+    """Build a study from one row of :func:`read_ptb_xl_table` and its signal.
+
+    Raises
+    ------
+    InvalidInputError
+        The row has no patient, an impossible vital sign, a report that is not plain text of bounded length, or
+        statements that cannot be read.
+    """
+    if row["labels"] is None:
+        raise InvalidInputError(
+            "scp_codes is not a mapping of statement to likelihood 0 to 100, expected the PTB-XL layout; mend the row",
+            field="data",
+        )
     return Study(
         study_id=row["study_id"],
         subject_id=row["subject_id"],
         acquired_at=row["acquired_at"],
         ecg=ecg,
-        report=Report(row["report_raw"], row["report_text"]) if row["report_raw"] else None,
+        report=Report(check_text(row["report_raw"]), row["report_text"]) if row["report_raw"] else None,
         vitals=Vitals(
             age_years=row["age_years"], sex=row["sex"], height_cm=row["height_cm"], weight_kg=row["weight_kg"]
         ),
@@ -296,11 +312,24 @@ def study_of_row(row: Mapping[str, Any], ecg: Ecg | None = None) -> Study:
     )
 
 
-def _read_file(folder: Path, item: tuple[int, str]) -> Ecg:
+def _study_or_reject(bulk: BulkRead[Any, Any], row: Mapping[str, Any], ecg: Ecg | None = None) -> Study | None:
+    """Build the study of a row; tell the bulk read if there is none."""
+    try:
+        return study_of_row(row, ecg)
+    except MmecgError as error:
+        bulk.reject(row["study_id"] or "(no ecg_id)", str(error))
+        return None
+
+
+def _items(table: pl.DataFrame, sampling_rate_hz: int) -> list[tuple[int, str | None]]:
+    return list(enumerate(table[_file_column(sampling_rate_hz)].to_list()))
+
+
+def _read_file(folder: Path, item: tuple[int, str | None]) -> Ecg:
     return read_wfdb(record_inside(folder, item[1]))
 
 
-def _read_microvolt(folder: Path, sampling_rate_hz: int, item: tuple[int, str]) -> NDArray[np.int16]:
+def _read_microvolt(folder: Path, sampling_rate_hz: int, item: tuple[int, str | None]) -> NDArray[np.int16]:
     ecg = _read_file(folder, item).resample(sampling_rate_hz)
     missing = [lead for lead, present in zip(LEADS, ecg.lead_mask, strict=True) if not present]
     if missing:
@@ -311,8 +340,8 @@ def _read_microvolt(folder: Path, sampling_rate_hz: int, item: tuple[int, str]) 
     return microvolt.astype(np.int16)
 
 
-def _file_of(item: tuple[int, str]) -> str:
-    return item[1]
+def _file_of(item: tuple[int, str | None]) -> str:
+    return item[1] or "(no file name)"
 
 
 def _file_column(sampling_rate_hz: int) -> str:
@@ -325,19 +354,36 @@ def _file_column(sampling_rate_hz: int) -> str:
         ) from None
 
 
-def _parse_labels(text: str | None) -> list[dict[str, Any]]:
+def _clean_report(text: str) -> Report:
+    """Return the report; one that is refused keeps its raw text, for :func:`study_of_row` to refuse again."""
+    try:
+        return Report.from_ptb_xl(text)
+    except ReportError:
+        return Report(text, "")
+
+
+def _parse_labels(text: str | None) -> list[dict[str, Any]] | None:
+    """Return statements and likelihoods; None if the text is no mapping of these."""
     try:
         codes = ast.literal_eval(text or "{}")
-        return [{"label": str(label), "likelihood": float(likelihood)} for label, likelihood in codes.items()]
-    except (ValueError, SyntaxError, TypeError, AttributeError):
-        raise InvalidInputError(
-            "scp_codes is not a mapping of statement to likelihood, expected the PTB-XL layout", field="data"
-        ) from None
+        labels = {str(label): float(likelihood) for label, likelihood in codes.items()}
+    except (ValueError, SyntaxError, TypeError, AttributeError, MemoryError, RecursionError):
+        return None
+    if not all(0 <= likelihood <= 100 for likelihood in labels.values()):
+        return None
+    return [{"label": label, "likelihood": likelihood} for label, likelihood in labels.items()]
 
 
 def _sex() -> pl.Expr:
-    sex = pl.col("sex").cast(pl.Float64)
+    sex = number("sex")
     return pl.when(sex == 0).then(pl.lit("male")).when(sex == 1).then(pl.lit("female"))
+
+
+def _names(doubtful: Mapping[str, tuple[str, pl.Expr]]) -> pl.Expr:
+    """Return the names, joined by commas, whose source column has a value that is in doubt."""
+    items = doubtful.items()
+    named = [pl.when(doubt & pl.col(source).is_not_null()).then(pl.lit(name)) for name, (source, doubt) in items]
+    return pl.concat_str(named, separator=",", ignore_nulls=True).replace("", None)
 
 
 def _plausible(name: str, value: pl.Expr) -> pl.Expr:

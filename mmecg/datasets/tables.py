@@ -33,6 +33,17 @@ def read_csv(path: Path, required: Collection[str]) -> pl.DataFrame:
     return table
 
 
+def number(name: str) -> pl.Expr:
+    """Return a column of text as finite numbers; what is none is null."""
+    value = pl.col(name).cast(pl.Float64, strict=False)
+    return pl.when(value.is_finite()).then(value)
+
+
+def moment(name: str, time_format: str) -> pl.Expr:
+    """Return a column of text as times; what is none is null."""
+    return pl.col(name).str.to_datetime(time_format, time_unit="us", strict=False)
+
+
 def find_table(folder: Path, name: str) -> Path:
     """Return ``folder/name.csv``, or ``folder/name.csv.gz`` if only that is there."""
     plain = folder / f"{name}.csv"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mmecg.cli.inputs import open_studies
 from mmecg.datasets.mimic_iv_ecg import read_mimic_iv_ecg, read_mimic_iv_ecg_table
 from mmecg.datasets.mimic_iv_ed import ED_VITALS, note_of_row, read_mimic_iv_ed, vitals_of_row
 from mmecg.datasets.synthetic import synthetic_ecg
@@ -89,6 +91,52 @@ def test_studies_with_their_lead_order(folder: Path) -> None:
     assert second.vitals.is_empty()
     assert "rr_interval" not in second.attributes
     assert studies.report.failures.height == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "cell", "bad", "reason"),
+    [
+        ("record_list", "10000032,40000000", ",40000000", "subject_id is missing"),
+        ("machine_measurements", "Sinus rhythm", "rhythm " * 4300, "characters, expected at most"),
+        ("machine_measurements", "Sinus rhythm", "Sinus\x01rhythm", "control"),
+    ],
+)
+def test_a_row_that_is_no_study_is_skipped_alone(folder: Path, name: str, cell: str, bad: str, reason: str) -> None:
+    table = folder / f"{name}.csv"
+    table.write_text(table.read_text().replace(cell, bad))
+    studies = read_mimic_iv_ecg(folder)
+    assert [study.study_id for study in studies] == ["40000001"]
+    assert studies.report.read == 1
+    (record, why), _ = studies.report.failures.rows()
+    assert record == "40000000"
+    assert reason in why
+    assert "rhythm" not in why
+
+
+def test_cells_that_cannot_be_read_are_missing(folder: Path) -> None:
+    for name, cell, bad in (("record_list", "2180-07-20 08:44:00", "then"), ("patients", ",52,", ",old,")):
+        table = folder / f"{name}.csv"
+        table.write_text(table.read_text().replace(cell, bad))
+    first, _ = read_mimic_iv_ecg(folder, patients=folder / "patients.csv")
+    assert first.acquired_at is None
+    assert first.vitals.age_years is None
+    assert first.vitals.sex == "female"
+
+
+def test_a_study_measured_twice_is_one_study(folder: Path) -> None:
+    table = folder / "machine_measurements.csv"
+    header, *rows = table.read_text().splitlines()
+    table.write_text("\n".join([header, *rows, rows[0].replace("Sinus", "Other")]) + "\n")
+    assert read_mimic_iv_ecg_table(folder)["report_raw"][0] == "Sinus rhythm\nNormal ECG"
+    assert [study.study_id for study in read_mimic_iv_ecg(folder)] == ["40000000", "40000001"]
+
+
+def test_packed_tables_are_recognised(folder: Path) -> None:
+    for name in ("record_list", "machine_measurements"):
+        table = folder / f"{name}.csv"
+        (folder / f"{name}.csv.gz").write_bytes(gzip.compress(table.read_bytes()))
+        table.unlink()
+    assert {study.subject_id for study in open_studies(folder)} == {"10000032"}
 
 
 def test_emergency_vitals_and_notes(folder: Path) -> None:

@@ -15,6 +15,7 @@ from hypothesis.extra.numpy import arrays
 from mmecg.datasets import parquet
 from mmecg.datasets.parquet import (
     SCHEMA,
+    ParquetStudies,
     count_studies,
     decode_counts,
     encode_counts,
@@ -23,7 +24,7 @@ from mmecg.datasets.parquet import (
 )
 from mmecg.datasets.synthetic import synthetic_ecg
 from mmecg.ecg import Ecg
-from mmecg.errors import ArtifactError, SignalError
+from mmecg.errors import ArtifactError, InvalidInputError, SignalError
 from mmecg.report import Report
 from mmecg.study import ClinicalNote, Study
 from mmecg.vitals import Vitals
@@ -120,6 +121,51 @@ def test_foreign_tables(tmp_path: Path) -> None:
         list(read_studies(path))
     with pytest.raises(ArtifactError, match="cannot be read"):
         list(read_studies(tmp_path / "missing.parquet"))
+
+
+LONG = "word " * 20_000
+NOTE = {"text": "chest pain", "kind": "triage", "written_at": None}
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "reason"),
+    [
+        ("study_id", None, "study_id is missing"),
+        ("subject_id", None, "subject_id is missing"),
+        ("age_years", 500.0, "age_years is outside"),
+        ("report_text", LONG, "has 100000 characters"),
+        ("report_raw", LONG, "has 100000 characters"),
+        ("notes", [NOTE | {"text": LONG}], "has 100000 characters"),
+        ("notes", [NOTE | {"text": None}], "a note has no text"),
+        ("notes", [None], "a note has no text"),
+        ("site", "a\x00b", "control"),
+        ("device", LONG, "has 100000 characters"),
+        ("labels", [{"label": "SR", "likelihood": None}], "labels has an entry without"),
+        ("labels", [{"label": None, "likelihood": 1.0}], "labels has an entry without"),
+        ("labels", [{"label": "SR", "likelihood": float("nan")}], "not 0 to 100"),
+        ("attributes", [{"name": "fold", "value": None}], "attributes has an entry without"),
+        ("counts_per_mv", [None] * 12, "gain that is not above zero"),
+        ("counts_per_mv", [0.0] * 12, "gain that is not above zero"),
+        ("leads", [None] * 12, "lead without name"),
+        ("samples", None, "lacks its leads"),
+    ],
+)
+def test_a_row_that_is_no_study_is_skipped_alone(tmp_path: Path, column: str, value: object, reason: str) -> None:
+    path = tmp_path / "a.parquet"
+    write_studies([full_study(number) for number in range(3)], path)
+    rows = pl.read_parquet(path).to_dicts()
+    rows[1][column] = value
+    pl.DataFrame(rows, schema=SCHEMA, orient="row").write_parquet(path)
+    studies = ParquetStudies(path)
+    assert len(studies) == 3
+    assert [study.study_id for study in studies] == ["study-0", "study-2"]
+    assert studies.report.read == 2
+    ((record, why),) = studies.report.failures.rows()
+    assert record == ("row 2" if column == "study_id" else "study-1")
+    assert reason in why
+    assert "word" not in why.replace("words", "")
+    with pytest.raises(InvalidInputError):
+        list(read_studies(path))
 
 
 def test_truncated_file(tmp_path: Path) -> None:

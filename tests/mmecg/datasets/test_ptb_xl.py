@@ -117,6 +117,56 @@ def test_signals_equal_the_studies(folder: Path) -> None:
         np.testing.assert_allclose(signal / 1000, study.ecg.signal, atol=1e-6)
 
 
+BAD_CELLS = {
+    "1,15709.0,56.0": ("1,15709.0,150", "age_years is outside"),
+    "1,15709.0": ("1,", "subject_id is missing"),
+    "sinusrhythmus mÖglich 4.46 unbestÄti": ("rhythm " * 4300, "characters, expected at most"),
+    "sinusrhythmus": ("sinus\x01rhythmus", "control"),
+    "{'NORM': 100.0, 'SR': 0.0}": ("[1, 2]", "scp_codes is not a mapping"),
+    "'NORM': 100.0": ("'NORM': None", "scp_codes is not a mapping"),
+    "'SR': 0.0": ("'SR': 1e999", "scp_codes is not a mapping"),
+}
+
+
+@pytest.mark.parametrize("cell", BAD_CELLS)
+def test_a_row_that_is_no_study_is_skipped_alone(folder: Path, cell: str) -> None:
+    bad, reason = BAD_CELLS[cell]
+    table = folder / "ptbxl_database.csv"
+    schema = read_ptb_xl_table(folder).schema
+    table.write_text(table.read_text("utf-8").replace(cell, bad), "utf-8")
+    assert read_ptb_xl_table(folder).schema == schema
+    studies = read_ptb_xl(folder)
+    assert [study.study_id for study in studies] == ["2"]
+    loaded = read_ptb_xl_signals(folder, read_ptb_xl_table(folder))
+    assert loaded.table["study_id"].to_list() == ["2"]
+    assert len(loaded.signals) == 1
+    for report in (studies.report, loaded.report):
+        assert report.read == 1
+        (record, why), _ = report.failures.rows()
+        assert record == "1"
+        assert reason in why
+        assert "rhythm" not in why
+    assert label_matrix(read_ptb_xl_table(folder), ["IMI"])[1]
+
+
+@pytest.mark.parametrize(
+    ("cell", "bad", "name"),
+    [
+        ("56.0,1", "old,1", "age_years"),
+        ("56.0,1", "nan,1", "age_years"),
+        ("63.0", "heavy", "weight_kg"),
+        ("1984-11-09 09:17:34", "yesterday", "acquired_at"),
+    ],
+)
+def test_cells_that_cannot_be_read_are_missing(folder: Path, cell: str, bad: str, name: str) -> None:
+    table = folder / "ptbxl_database.csv"
+    table.write_text(table.read_text("utf-8").replace(cell, bad, 1), "utf-8")
+    assert read_ptb_xl_table(folder)[name][0] is None
+    first, _ = read_ptb_xl(folder)
+    assert first.study_id == "1"
+    assert first.attributes["implausible"] == name
+
+
 def test_wrong_folder_and_rate(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="cannot be read"):
         read_ptb_xl_table(tmp_path / "nowhere")
