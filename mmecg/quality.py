@@ -124,9 +124,18 @@ def _worst(level: NDArray[np.floating], leads: NDArray[np.bool_], limit: float, 
 def _window_span(signal: _Signal, rate: float) -> NDArray[np.float32]:
     """Return the smallest peak-to-peak range of any 2 s window: float32, shape (leads,), mV."""
     window = min(round(FLAT_WINDOW_S * rate), signal.shape[1])
-    count = signal.shape[1] // window
-    windows = signal[:, : count * window].reshape(len(signal), count, window)
-    return np.asarray(np.ptp(windows, axis=2).min(axis=1))
+    span = _sliding(np.maximum, signal, window) - _sliding(np.minimum, signal, window)
+    return np.asarray(span.min(axis=1))
+
+
+def _sliding(extreme: np.ufunc, signal: _Signal, window: int) -> _Signal:
+    """Return the extreme of every window of so many samples, in steps of one sample: doubles the reach, then joins."""
+    reach = 1
+    while 2 * reach <= window:
+        signal = extreme(signal[:, :-reach], signal[:, reach:])
+        reach *= 2
+    rest = window - reach
+    return np.asarray(extreme(signal[:, : signal.shape[1] - rest], signal[:, rest:]))
 
 
 def _longest_plateau_s(signal: _Signal, rate: float) -> NDArray[np.float64]:

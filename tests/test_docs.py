@@ -5,6 +5,9 @@ import dataclasses
 import os
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 import typing
 from importlib import import_module
 from pathlib import Path
@@ -118,3 +121,20 @@ def test_readme_of_a_folder_of_programs_names_each(folder):
     text = (ROOT / folder / "README.md").read_text(encoding="utf-8")
     programs = {path.stem for path in (ROOT / folder).iterdir() if path.is_file() and path.suffix in ("", ".py")}
     assert [name for name in sorted(programs) if not re.search(rf"`{name}(\.py)?`", text)] == []
+
+
+def test_setup_that_is_done_needs_only_what_every_unix_has(tmp_path):
+    programs, venv = tmp_path / "programs", tmp_path / "venv"
+    programs.mkdir()
+    (venv / "bin").mkdir(parents=True)
+    (venv / "bin" / "python").symlink_to(sys.executable)
+    for name in ("bash", "cat", "cksum", "dirname", "env"):
+        (programs / name).symlink_to(shutil.which(name))
+    content = b"".join(
+        (ROOT / name).read_bytes() for name in ("pyproject.toml", "scripts/constraints.txt", "scripts/setup")
+    )
+    stamp = subprocess.run(["cksum"], input=content, capture_output=True, check=True).stdout
+    (venv / ".mmecg-setup").write_bytes(stamp)
+    environment = {"PATH": str(programs), "MMECG_VENV": str(venv)}
+    done = subprocess.run([ROOT / "scripts" / "setup"], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -28,6 +28,7 @@ The Parquet table has the columns id, modality, embedding (float32, 256, unit le
 has the arrays of the same names. Compare embeddings of one fingerprint only; the dot product is the cosine.
 """
 _BATCH = 64
+_NOTED_RECORDS = 50
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -57,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
     import polars as pl
 
     from mmecg.bundle import load_bundle
+    from mmecg.cli.inputs import check_ecg_arguments
     from mmecg.cli.output import check_parent, note, print_json, print_skipped
     from mmecg.errors import InvalidInputError
 
@@ -65,11 +67,14 @@ def run(args: argparse.Namespace) -> int:
         raise InvalidInputError(f"output {args.out} has suffix {args.out.suffix!r}, expected .parquet or .npz")
     if not (args.records or args.text or args.text_file or args.studies):
         raise InvalidInputError("nothing to embed, expected records, --text, --text-file or --studies")
+    rate_only = args.leads is None and args.unit is None
+    check_ecg_arguments(args, [*args.records, *([args.studies] if args.studies and rate_only else [])])
     failures: list[pl.DataFrame] = []
+    quality: dict[str, list[dict[str, Any]]] = {}
     encoder = load_bundle(args.bundle).encoder
     rows = [
         *_embed_texts(args, encoder),
-        *_embed_records(args, encoder, failures),
+        *_embed_records(args, encoder, failures, quality),
         *_embed_studies(args, encoder, failures),
     ]
     skipped = pl.concat(failures)
@@ -77,8 +82,10 @@ def run(args: argparse.Namespace) -> int:
         why = f"the first reason: {skipped['reason'][0]}" if skipped.height else "there are no records"
         raise InvalidInputError(f"nothing could be embedded; {why}")
     _write(args.out, rows, encoder.fingerprint)
+    _note_qualities(quality)
     if args.json:
-        print_json({"out": str(args.out), "embeddings": len(rows), "skipped": skipped.to_dicts()})
+        found = {"skipped": skipped.to_dicts(), "quality": quality}
+        print_json({"out": str(args.out), "embeddings": len(rows), **found})
     else:
         if not skipped.is_empty():
             print_skipped(skipped)
@@ -96,27 +103,43 @@ def _embed_texts(args: argparse.Namespace, encoder: Encoder) -> Iterator[Row]:
         yield from _encode("text", batch, encoder.encode_text)
 
 
-def _embed_records(args: argparse.Namespace, encoder: Encoder, failures: list[pl.DataFrame]) -> Iterator[Row]:
+def _note_qualities(quality: Mapping[str, Sequence[dict[str, Any]]]) -> None:
+    from mmecg.cli.output import note, note_quality
+
+    for name, findings in islice(quality.items(), _NOTED_RECORDS):
+        note_quality(name, findings)
+    if len(quality) > _NOTED_RECORDS:
+        note(f"quality findings of {len(quality) - _NOTED_RECORDS} more records; --json lists them all")
+
+
+def _embed_records(
+    args: argparse.Namespace,
+    encoder: Encoder,
+    failures: list[pl.DataFrame],
+    quality: dict[str, list[dict[str, Any]]],
+) -> Iterator[Row]:
     from mmecg.cli.inputs import read_recording
-    from mmecg.cli.output import progress
+    from mmecg.cli.output import progress, quality_as_json
     from mmecg.datasets.bulk import BulkRead
 
     bulk = BulkRead(partial(read_recording, args=args), args.records)
     with progress("embedding records", len(args.records)) as advance:
         for batch in _batches((str(path), ecg) for path, ecg in bulk):
             yield from _encode("ecg", batch, encoder.encode_ecg)
+            quality.update({name: findings for name, ecg in batch if (findings := quality_as_json(ecg))})
             advance(len(batch))
     failures.append(bulk.report.failures)
 
 
 def _embed_studies(args: argparse.Namespace, encoder: Encoder, failures: list[pl.DataFrame]) -> Iterator[Row]:
-    from mmecg.cli.inputs import open_studies
+    from mmecg.cli.inputs import is_numpy
     from mmecg.cli.output import progress
+    from mmecg.cli.sources import open_source
     from mmecg.retriever import study_text
 
     if args.studies is None:
         return
-    source = open_studies(args.studies)
+    source = open_source(args.studies, sampling_rate_hz=args.sampling_rate_hz if is_numpy(args.studies) else None)
     with progress("embedding studies", len(source)) as advance:
         for batch in _batches(source):
             ecgs = [(study.study_id, study.ecg) for study in batch if study.ecg is not None]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import polars as pl
     from rich.console import Console
 
+    from mmecg.ecg import Ecg
     from mmecg.search import SearchResult
 
 PIPE_WIDTH = 140
@@ -107,6 +108,8 @@ def print_hits(result: SearchResult, *, title: str) -> None:
     plan = result.plan
     quality = "exact" if plan.exact else "approximate"
     note(f"{plan.rows_passing} of {plan.rows_total} studies passed the filter; searched by {plan.engine} ({quality})")
+    if result.next_page_token:
+        note(f"there are more hits; the next page: --page-token {result.next_page_token}")
 
 
 def result_as_json(result: SearchResult) -> dict[str, Any]:
@@ -138,6 +141,19 @@ def study_as_json(study: Study) -> dict[str, Any]:
         "site": study.site,
         "device": study.device,
     }
+
+
+def quality_as_json(ecg: Ecg) -> list[dict[str, Any]]:
+    """Return the quality findings of a recording as plain values: kind and leads."""
+    from mmecg.quality import assess_quality
+
+    return [{"kind": finding.kind, "leads": list(finding.leads)} for finding in assess_quality(ecg)]
+
+
+def note_quality(name: str, findings: Sequence[dict[str, Any]]) -> None:
+    """Print a line for each quality finding of a recording on standard error."""
+    for finding in findings:
+        note(f"quality of {name}: {finding['kind']} in {', '.join(finding['leads'])}")
 
 
 def describe_vitals(vitals: Vitals) -> str:

@@ -20,6 +20,7 @@ examples:
   mmecg search --corpus corpus/ --study-id 4711 --target text     reports that fit a study
   mmecg search --ecg r1 --text 'left bundle branch block' --weights ecg=1,text=0.5
   mmecg search --vitals age_years=63,sex=female --filter labels_any=AFIB,AFLT --filter age_min_years=50
+  mmecg search --ecg records/00001 --subject-id 4711              without the patient's own studies
   mmecg search --server localhost:50051 --ecg records/00001 --json
 
 filter fields:
@@ -49,14 +50,16 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     text.add_argument("--text-file", type=Path, metavar="FILE", help="the same from a UTF-8 file")
     query.add_argument("--vitals", metavar="NAME=VALUE,…", help="for example age_years=63,sex=female")
     query.add_argument("--study-id", metavar="ID", help="a study of the corpus; its patient is left out of the hits")
+    query.add_argument("--subject-id", metavar="ID", help="the query's patient, who is left out of the hits")
     query.add_argument("--weights", metavar="NAME=W,…", help="weights of ecg, text, vitals, study (1 each)")
     parser.add_argument("--target", choices=MODALITIES, default="ecg", help="what hits are compared by (ecg)")
     parser.add_argument("--top-k", type=int, default=10, metavar="K", help="number of hits (10)")
     parser.add_argument(
         "--filter", action="append", default=[], metavar="FIELD=VALUE", help="which studies may be hits; repeatable"
     )
+    parser.add_argument("--page-token", default="", metavar="TOKEN", help="of the page before, of the same query")
     parser.add_argument("--same-subject", action="store_true", help="let other studies of the query's patient be hits")
-    parser.add_argument("--bundle", type=Path, help="model bundle; default the one that ships with mmecg")
+    parser.add_argument("--bundle", type=Path, help="model bundle; default the one that ships; not with --server")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw query and hits on ECG paper")
     parser.add_argument("--json", action="store_true", help="print the hits as JSON")
     add_ecg_arguments(parser)
@@ -66,27 +69,46 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Search, print, and draw."""
     from mmecg.cli.inputs import parse_filter
-    from mmecg.cli.output import check_parent, print_hits, print_json, result_as_json
+    from mmecg.cli.output import note_quality, print_hits, print_json, quality_as_json, result_as_json
     from mmecg.search import check_top_k
 
+    _check_options(args)
     query = _read_query(args)
     check_top_k(args.top_k)
-    if args.plot is not None:
-        check_parent(args.plot, "plot")
     options: dict[str, Any] = {
         "target": args.target,
         "where": parse_filter(args.filter),
         "exclude_same_subject": not args.same_subject,
+        "page_token": args.page_token,
         "with_signal": args.plot is not None,
     }
     result, queried = (_search_server if args.server else _search_corpus)(args, query, options)
+    quality = quality_as_json(query.ecg) if query.ecg else []
+    note_quality(f"the query's ECG {args.ecg}", quality)
     if args.json:
-        print_json(result_as_json(result))
+        print_json(result_as_json(result) | {"quality": quality})
     else:
         print_hits(result, title=f"Studies by {args.target}: {_describe_query(args, query)}")
     if args.plot is not None:
         _plot(args, query, queried, result)
     return 0
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    from mmecg.cli.inputs import check_ecg_arguments
+    from mmecg.cli.output import check_parent
+    from mmecg.errors import InvalidInputError
+
+    if args.server and args.bundle:
+        raise InvalidInputError("--bundle came with --server, expected one of them: a server has its own bundle")
+    check_ecg_arguments(args, [args.ecg] if args.ecg else [])
+    if args.plot is None:
+        return
+    if args.plot.is_dir():
+        raise InvalidInputError(f"plot {args.plot} is a folder, expected a .png file to write")
+    if args.plot.suffix.lower() != ".png":
+        raise InvalidInputError(f"plot {args.plot} has suffix {args.plot.suffix!r}, expected .png")
+    check_parent(args.plot, "plot")
 
 
 def _read_query(args: argparse.Namespace) -> Query:
@@ -98,13 +120,19 @@ def _read_query(args: argparse.Namespace) -> Query:
     if not any((args.ecg, args.text is not None, args.text_file, args.vitals, args.study_id)):
         raise QueryError("nothing to search for, expected --ecg, --text, --text-file, --vitals or --study-id")
     text = check_text(args.text, field="text") if args.text is not None else None
-    return Query(
+    query = Query(
         ecg=read_recording(args.ecg, args) if args.ecg else None,
         text=read_text_file(args.text_file) if args.text_file else text,
         vitals=parse_vitals(args.vitals) if args.vitals else None,
         study_id=args.study_id,
+        subject_id=args.subject_id,
         weights=parse_weights(args.weights) if args.weights else None,
     )
+    parts = {"ecg": query.ecg, "text": query.text, "vitals": query.vitals, "study": query.study_id}
+    for name in query.weights or ():
+        if name in parts and parts[name] is None:
+            raise QueryError(f"weights name {name}, which the query lacks; leave it out, or give it", field="weights")
+    return query
 
 
 def _search_corpus(
@@ -129,6 +157,7 @@ def _search_server(
             text=query.text,
             vitals=query.vitals,
             study_id=query.study_id,
+            subject_id=query.subject_id,
             weights=query.weights,
             top_k=args.top_k,
             **options,

@@ -71,6 +71,17 @@ def test_each_finding_names_its_leads(rate: float) -> None:
     assert changed(rate, arms) == {"limb_reversal": ("I", "aVR")}
 
 
+@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize(
+    ("start_s", "end_s", "found"), [(2.01, 5.99, True), (7.99, 10, True), (0, 2, True), (3.3, 5.25, False)]
+)
+def test_flat_for_two_seconds_wherever_they_begin(rate: float, start_s: float, end_s: float, found: bool) -> None:
+    def flat(signal: np.ndarray) -> None:
+        signal[8, round(start_s * rate) : round(end_s * rate)] = 0.4
+
+    assert ("flat" in changed(rate, flat)) is found
+
+
 def test_missing_leads() -> None:
     ecg = synthetic_ecg().select_leads(["I", "V2"])
     (finding,) = assess_quality(ecg)

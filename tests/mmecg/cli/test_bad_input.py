@@ -100,6 +100,11 @@ QUERIES = {
     "empty text": (["--text", " "], "text"),
     "control characters": (["--text", "a\x07b"], "control"),
     "unknown option": (["--text", "x", "--colour", "red"], "unrecognized arguments: --colour red"),
+    "weight of what is not asked": (["--text", "x", "--weights", "ecg=1"], "weights name ecg, which the query lacks"),
+    "plot suffix": (["--text", "x", "--plot", "hits.jpg"], "has suffix '.jpg', expected .png"),
+    "plot is a folder": (["--text", "x", "--plot", "."], "is a folder, expected a .png file"),
+    "rate without an array": (["--text", "x", *RATE], "--sampling-rate-hz came without a NumPy file"),
+    "damaged page token": (["--text", "x", "--page-token", "nonsense"], "page_token is damaged"),
     "no plot folder": (["--text", "x", "--plot", "nowhere/hits.png"], "its folder does not exist"),
 }
 
@@ -192,6 +197,49 @@ def test_folder_without_studies(run, folder):
     outcome = run("build", "--data", folder / "in", "--out", folder / "out" / "corpus")
     assert outcome.code == 2
     assert_error(outcome, "holds no studies, expected a PTB-XL folder", folder)
+
+
+def test_bundle_beside_a_server(run, folder):
+    outcome = run("search", "--text", "x", "--server", "127.0.0.1:1", "--bundle", folder / "in")
+    assert outcome.code == 2
+    assert_error(outcome, "--bundle came with --server, expected one of them", folder)
+
+
+def test_plot_is_checked_before_the_search(run, folder):
+    # Neither the corpus nor the server is there, and neither is asked.
+    for where in (["--corpus", folder / "nowhere"], ["--server", "127.0.0.1:1"]):
+        outcome = run("search", "--text", "x", *where, "--plot", folder / "in")
+        assert outcome.code == 2
+        assert_error(outcome, "is a folder, expected a .png file", folder)
+
+
+@pytest.mark.parametrize("command", ["build", "embed"])
+def test_rate_that_does_not_apply(run, table, folder, command):
+    options = ["--data", table] if command == "build" else ["--studies", table]
+    outcome = run(command, *options, *RATE, "--out", folder / "out" / "new.parquet")
+    assert outcome.code == 2
+    assert_error(outcome, "--sampling-rate-hz (does not apply|came without a NumPy file)", folder)
+
+
+def test_rate_that_ptb_xl_does_not_have(run, folder):
+    (folder / "in" / "ptbxl_database.csv").write_text("")
+    outcome = run("build", "--data", folder / "in", "--sampling-rate-hz", "250", "--out", folder / "out" / "corpus")
+    assert outcome.code == 2
+    assert_error(outcome, "expected 100 or 500 for PTB-XL", folder)
+
+
+BAD_ARRAYS = {
+    "no rate": (lambda d: [npy(d, ECG)], "sampling rate"),
+    "second recording": (lambda d: [npy(d, np.stack([ECG, with_nan()])), *RATE], r"recording 1 \(from 0\) of ecg.npy"),
+    "missing": (lambda d: [d / "nowhere.npz", *RATE], "nowhere.npz"),
+}
+
+
+@pytest.mark.parametrize(("build", "message"), BAD_ARRAYS.values(), ids=BAD_ARRAYS)
+def test_bad_array_builds_nothing(run, folder, build, message):
+    outcome = run("build", "--data", *build(folder / "in"), "--out", folder / "out" / "corpus")
+    assert outcome.code == 2
+    assert_error(outcome, message, folder)
 
 
 def test_damaged_table(run, folder):

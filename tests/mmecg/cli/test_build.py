@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from mmecg_index.corpus import Corpus
 
@@ -91,3 +92,59 @@ def test_wfdb_records_keep_their_rate_and_length(records):
     assert by_id["more/r3"].ecg.sampling_rate_hz == 250
     expected = synthetic_ecg(seed=1).signal
     assert abs(by_id["r1"].ecg.signal - expected).max() <= 0.00051
+
+
+def build_arrays(folder):
+    signal = np.stack([synthetic_ecg(seed=seed).signal for seed in range(3)])
+    signal[1, 8, 300:700] = 0.4
+    np.save(folder / "ecgs.npy", signal)
+    np.savez(folder / "ecgs.npz", signal=signal, sampling_rate_hz=100.0, study_id=["a", "b", "c"])
+    return folder
+
+
+def test_numpy_files(run, tmp_path):
+    build_arrays(tmp_path)
+    assert run("build", "--data", tmp_path / "ecgs.npz", "--out", tmp_path / "named").code == 0
+    assert stored(tmp_path / "named")[0] == {"a", "b", "c"}
+    options = ("--data", tmp_path / "ecgs.npy", "--sampling-rate-hz", 100)
+    assert run("build", *options, "--out", tmp_path / "numbered").code == 0
+    assert stored(tmp_path / "numbered")[0] == {"ecgs-0", "ecgs-1", "ecgs-2"}
+    options = ("--studies", tmp_path / "ecgs.npy", "--sampling-rate-hz", 100)
+    assert run("embed", *options, "--out", tmp_path / "ecgs.parquet").code == 0
+
+
+def test_quality_findings_are_counted(run, tmp_path):
+    build_arrays(tmp_path)
+    build = ("build", "--data", tmp_path / "ecgs.npz", "--out")
+    assert json.loads(run(*build, tmp_path / "one", "--json").out)["quality"] == {"flat": 1}
+    assert "quality finding flat" in run(*build, tmp_path / "two").out
+
+
+def test_the_index_that_was_asked_for_is_built(run, table, tmp_path):
+    assert run("build", "--data", table, "--out", tmp_path / "corpus", "--factory", "HNSW8").code == 0
+    with Corpus.open(tmp_path / "corpus", load_bundle().fingerprint, factory="HNSW8") as corpus:
+        query = load_bundle().encoder.encode_text(["sinus rhythm"])
+        assert "HNSW" in corpus.search(query, 3).plan.engine
+    answer = run("search", "--corpus", tmp_path / "corpus", "--text", "sinus rhythm", "--top-k", 3, "--json")
+    assert "HNSW" in json.loads(answer.out)["plan"]["engine"]
+
+
+def test_the_corpus_is_compacted(run, table, tmp_path, monkeypatch):
+    compacted = []
+    monkeypatch.setattr(Corpus, "compact", lambda corpus: compacted.append(corpus.stats().studies))
+    assert run("build", "--data", table, "--out", tmp_path / "corpus").code == 0
+    assert compacted == [24]
+
+
+def test_too_few_studies_for_the_index_leave_it_exact(run, table, tmp_path):
+    outcome = run("build", "--data", table, "--out", tmp_path / "corpus", "--factory", "IVF64,Flat")
+    assert outcome.code == 0, outcome.err
+    assert "searched exactly" in outcome.err
+    assert stored(tmp_path / "corpus")[1].studies == 24
+
+
+def test_unknown_factory_builds_nothing(run, table, tmp_path):
+    outcome = run("build", "--data", table, "--out", tmp_path / "corpus", "--factory", "nonsense")
+    assert outcome.code == 2
+    assert "FAISS cannot make an index" in outcome.error
+    assert list(tmp_path.iterdir()) == []

@@ -1,10 +1,13 @@
 """Embedding to files."""
 
+import json
+
 import numpy as np
 import polars as pl
 import pytest
 
 from mmecg.bundle import load_bundle
+from mmecg.datasets.synthetic import synthetic_ecg
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".npz"])
@@ -52,3 +55,13 @@ def test_unknown_suffix(run, record, tmp_path):
     outcome = run("embed", record, "--out", tmp_path / "embeddings.csv")
     assert outcome.code == 2
     assert "expected .parquet or .npz" in outcome.error
+
+
+def test_quality_of_records_is_told(run, record, tmp_path):
+    signal = synthetic_ecg(seed=4).signal.copy()
+    signal[8, 300:700] = 0.4
+    np.savez(tmp_path / "flat.npz", signal=signal, sampling_rate_hz=100.0)
+    outcome = run("embed", record, tmp_path / "flat.npz", "--out", tmp_path / "ecgs.parquet", "--json")
+    assert outcome.code == 0, outcome.err
+    assert json.loads(outcome.out)["quality"] == {str(tmp_path / "flat.npz"): [{"kind": "flat", "leads": ["V3"]}]}
+    assert "flat in V3" in outcome.err

@@ -91,6 +91,51 @@ def test_plot_is_a_png_with_query_and_hits(run, corpus, record, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["hits.png"]
 
 
+def flat_lead(folder):
+    import numpy as np
+
+    from mmecg.datasets.synthetic import synthetic_ecg
+
+    signal = synthetic_ecg(seed=4).signal.copy()
+    signal[8, 300:700] = 0.4
+    np.savez(folder / "flat.npz", signal=signal, sampling_rate_hz=100.0, leads=LEADS)
+    return folder / "flat.npz"
+
+
+def test_quality_of_the_query_is_told(run, corpus, record, tmp_path):
+    outcome = run("search", "--corpus", corpus, "--ecg", flat_lead(tmp_path), "--json")
+    assert json.loads(outcome.out)["quality"] == [{"kind": "flat", "leads": ["V3"]}]
+    assert "flat in V3" in outcome.err
+    outcome = run("search", "--corpus", corpus, "--ecg", record, "--json")
+    assert json.loads(outcome.out)["quality"] == []
+    assert "quality" not in outcome.err
+
+
+def test_pages_follow_one_another(run, corpus):
+    search = ("search", "--corpus", corpus, "--text", "sinus rhythm")
+    whole = [hit["study_id"] for hit in hits(run(*search, "--top-k", 24, "--json"))]
+    paged, token = [], ""
+    for _ in range(3):
+        answer = json.loads(run(*search, "--top-k", 8, "--page-token", token, "--json").out)
+        paged += [hit["study_id"] for hit in answer["hits"]]
+        token = answer["next_page_token"]
+    assert paged == whole
+    assert token == ""
+    assert "--page-token " in run(*search, "--top-k", 8).err
+    assert run(*search, "--page-token", "nonsense").code == 2
+
+
+def check_that_subject_3_is_left_out(run, record, *where):
+    search = ("search", *where, "--ecg", record, "--subject-id", "subject-3", "--top-k", 100, "--json")
+    found = {hit["study_id"] for hit in hits(run(*search))}
+    assert len(found) == 22
+    assert not found & {"study-6", "study-7"}
+
+
+def test_patient_of_an_ecg_is_left_out_when_named(run, corpus, record):
+    check_that_subject_3_is_left_out(run, record, "--corpus", corpus)
+
+
 @pytest.fixture(scope="module")
 def address(corpus):
     config = ServerConfig(corpus=corpus, port=0)
@@ -112,6 +157,10 @@ def test_server_gives_the_same_answer(run, address, query, record, table, tmp_pa
     assert [hit["study_id"] for hit in hits(there)] == [hit["study_id"] for hit in hits(here)]
     scores = [[hit["score"] for hit in hits(outcome)] for outcome in (there, here)]
     assert scores[0] == pytest.approx(scores[1], abs=2e-3)
+
+
+def test_server_leaves_the_named_patient_out(run, address, record):
+    check_that_subject_3_is_left_out(run, record, "--server", address)
 
 
 def test_server_that_is_not_there(run):
