@@ -10,6 +10,7 @@ import grpc
 import numpy as np
 import pytest
 from mmecg_index.corpus import Corpus
+from mmecg_pb.v1 import corpus_service_pb2_grpc, embedding_service_pb2_grpc, search_service_pb2_grpc
 from mmecg_server.interceptors import JsonFormatter
 from mmecg_server.server import Server
 
@@ -171,3 +172,31 @@ def log_lines() -> Iterator[list[str]]:
     yield lines
     own.setLevel(level)
     root.removeHandler(handler)
+
+
+@pytest.fixture(scope="module")
+def shared(encoder, tmp_path_factory):
+    """One server for the whole table: every row proves that it survived the one before."""
+    limits = LimitsConfig(max_message_bytes=32 * 2**20, max_batch=16)
+    with (
+        Corpus.create(tmp_path_factory.mktemp("bad") / "corpus", "f" * 64) as corpus,
+        Server(ServerConfig(port=0, drain_s=5, limits=limits)) as server,
+    ):
+        server.serve(Retriever(encoder, corpus))
+        with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            yield channel
+
+
+@pytest.fixture(scope="module")
+def embedding_stub(shared):
+    return embedding_service_pb2_grpc.EmbeddingServiceStub(shared)
+
+
+@pytest.fixture(scope="module")
+def search_stub(shared):
+    return search_service_pb2_grpc.SearchServiceStub(shared)
+
+
+@pytest.fixture(scope="module")
+def corpus_stub(shared):
+    return corpus_service_pb2_grpc.CorpusServiceStub(shared)

@@ -6,14 +6,9 @@ import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import error_details_pb2, status_pb2
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from mmecg_pb.v1 import corpus_service_pb2 as corpus_pb
-from mmecg_pb.v1 import corpus_service_pb2_grpc as corpus_grpc
 from mmecg_pb.v1 import embedding_service_pb2 as embedding_pb
-from mmecg_pb.v1 import embedding_service_pb2_grpc as embedding_grpc
 from mmecg_pb.v1 import search_service_pb2 as search_pb
-from mmecg_pb.v1 import search_service_pb2_grpc as search_grpc
 from mmecg_pb.v1.ecg_pb2 import Ecg, PackedInt16, WfdbRecord
 from mmecg_pb.v1.query_pb2 import Embedding, Filter, Query, QueryWeights
 from mmecg_pb.v1.study_pb2 import ClinicalNote, Report, Study, Vitals
@@ -185,40 +180,6 @@ def name_of(status: status_pb2.Status) -> str:
     return next(code.name for code in grpc.StatusCode if code.value[0] == status.code)
 
 
-@pytest.fixture(scope="module")
-def shared(encoder, tmp_path_factory):
-    """One server for the whole table: every row proves that it survived the one before."""
-    from mmecg_index.corpus import Corpus
-    from mmecg_server.server import Server
-
-    from mmecg.config import LimitsConfig, ServerConfig
-    from mmecg.retriever import Retriever
-
-    limits = LimitsConfig(max_message_bytes=32 * 2**20, max_batch=16)
-    with (
-        Corpus.create(tmp_path_factory.mktemp("bad") / "corpus", "f" * 64) as corpus,
-        Server(ServerConfig(port=0, drain_s=5, limits=limits)) as server,
-    ):
-        server.serve(Retriever(encoder, corpus))
-        with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-            yield channel
-
-
-@pytest.fixture(scope="module")
-def embedding_stub(shared):
-    return embedding_grpc.EmbeddingServiceStub(shared)
-
-
-@pytest.fixture(scope="module")
-def search_stub(shared):
-    return search_grpc.SearchServiceStub(shared)
-
-
-@pytest.fixture(scope="module")
-def corpus_stub(shared):
-    return corpus_grpc.CorpusServiceStub(shared)
-
-
 @pytest.fixture
 def unharmed(corpus_stub, embedding_stub):
     """After the test the server still answers, and the corpus is as it was."""
@@ -318,53 +279,3 @@ def test_message_beyond_the_limit(shared):
     with pytest.raises(grpc.RpcError) as caught:
         call(bytes(33 * 2**20))
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-
-
-ECG_BYTES = st.one_of(
-    st.binary(max_size=400),
-    st.integers(1, 300).map(lambda n: signal(samples=n)),
-    st.lists(st.floats(width=32), max_size=60).map(lambda values: np.array(values, "<f4").tobytes()),
-)
-FUZZED_ECGS = st.builds(
-    lambda leads, rate, kind, content, scale: (
-        Ecg(leads=leads, sampling_rate_hz=rate, float32_millivolts=content)
-        if kind == 0
-        else Ecg(
-            leads=leads, sampling_rate_hz=rate, packed_int16=PackedInt16(counts=content, microvolts_per_count=scale)
-        )
-        if kind == 1
-        else Ecg(wfdb=WfdbRecord(header=wfdb_header(len(content) // 2) if kind == 2 else content, signal=content))
-    ),
-    st.lists(st.sampled_from([*LEADS, "avf", "X", ""]), max_size=13),
-    st.floats(),
-    st.integers(0, 3),
-    ECG_BYTES,
-    st.floats(),
-)
-SETTINGS = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-def assert_answered(call) -> None:
-    """The call succeeds, or it fails as the caller's fault."""
-    code, text = grpc.StatusCode.OK, ""
-    try:
-        call()
-    except grpc.RpcError as error:
-        code, text = error.code(), error.details()
-    assert code in (grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT), text
-
-
-@SETTINGS
-@given(message=FUZZED_ECGS)
-def test_fuzz_ecg(embedding_stub, message):
-    assert_answered(lambda: embedding_stub.EmbedEcg(embedding_pb.EmbedEcgRequest(ecgs=[message])))
-
-
-@SETTINGS
-@given(content=st.binary(max_size=200))
-def test_fuzz_filter(shared, content):
-    """A filter of any bytes, spliced into a request that is otherwise right."""
-    call = shared.unary_unary("/mmecg.v1.SearchService/Search")
-    query = search_pb.SearchRequest(query=Query(text="a")).SerializeToString()
-    spliced = query + b"\x12" + bytes([len(content) % 128 | 128, len(content) // 128]) + content
-    assert_answered(lambda: call(spliced))

@@ -193,35 +193,94 @@ def test_report_without_clean_text_is_cleaned():
     assert parse_study(message).report == Report("Sinus\n rhythm", "Sinus rhythm")
 
 
-@settings(max_examples=200, deadline=None)
-@given(
-    leads=st.lists(st.sampled_from([*LEADS, "avf", "X", ""]), max_size=13),
-    rate=st.floats(),
-    content=st.binary(max_size=3000),
-    scale=st.none() | st.floats(),
-)
-def test_decoding_of_any_payload_refuses_or_succeeds(leads, rate, content, scale):
+@st.composite
+def ecg_messages(draw, mutation: str) -> ecg_pb2.Ecg:
+    """A recording as it should be, but for one mutation."""
+    leads = draw(st.lists(st.sampled_from(LEADS), min_size=1, max_size=12, unique=True))
+    rate = draw(st.sampled_from([100.0, 250.0, 500.0]))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    counts = rng.integers(-2000, 2000, (len(leads), int(rate) + draw(st.integers(0, 50))))
+    packed = draw(st.booleans())
+    content = counts.astype("<i2").tobytes() if packed else (counts / 1000).astype("<f4").tobytes()
+    scale = draw(st.sampled_from([0.5, 1.0, 4.88]))
+    if mutation == "cut":
+        content = content[: draw(st.integers(0, len(content)))]
+    elif mutation == "samples":
+        noise = draw(st.binary(min_size=1, max_size=16))
+        at = draw(st.integers(0, len(content) - len(noise)))
+        content = content[:at] + noise + content[at + len(noise) :]
+    elif mutation == "leads":
+        at = draw(st.integers(0, len(leads) - 1))
+        leads[at : at + draw(st.integers(0, 2))] = draw(st.lists(st.sampled_from([*LEADS, "avf", "X", ""]), max_size=2))
+    elif mutation == "rate":
+        rate = draw(st.floats())
+    elif mutation == "scale":
+        scale = draw(st.floats())
     message = ecg_pb2.Ecg(leads=leads, sampling_rate_hz=rate)
-    if scale is None:
-        message.float32_millivolts = content
+    if packed:
+        message.packed_int16.counts, message.packed_int16.microvolts_per_count = content, scale
     else:
-        message.packed_int16.counts = content
-        message.packed_int16.microvolts_per_count = scale
-    try:
-        ecg = parse_ecg(message)
-    except SignalError as refusal:
-        ecg, field = None, refusal.field
-    assert np.isfinite(ecg.signal).all() if ecg is not None else field.startswith("ecg")
+        message.float32_millivolts = content
+    return message
+
+
+@pytest.mark.parametrize("mutation", ["none", "cut", "samples", "leads", "rate", "scale"])
+def test_decoding_of_a_mutated_recording_refuses_or_succeeds(mutation):
+    @SETTINGS
+    @given(message=ecg_messages(mutation))
+    def check(message):
+        try:
+            ecg = parse_ecg(message)
+        except SignalError as refusal:
+            ecg, field = None, refusal.field
+        if ecg is None:
+            assert mutation != "none"
+            assert field.startswith("ecg")
+        else:
+            assert np.isfinite(ecg.signal).all()
+            assert ecg.signal.any()
+
+    check()
+
+
+BROKEN_FILTERS = {
+    "none": lambda message: None,
+    "sex": lambda message: setattr(message, "sex", 7),
+    "age": lambda message: setattr(message, "age_min_years", float("nan")),
+    "ages": lambda message: message.MergeFrom(query_pb2.Filter(age_min_years=9, age_max_years=1)),
+    "time": lambda message: message.acquired_from.FromNanoseconds(2**62) or setattr(message.acquired_from, "nanos", -1),
+    "text": lambda message: setattr(message, "text_contains", "a\x00b"),
+    "field": lambda message: message.MergeFromString(b"\xfa\x06\x03abc"),
+}
+
+
+@pytest.mark.parametrize("mutation", BROKEN_FILTERS)
+def test_decoding_of_a_mutated_filter(mutation):
+    @SETTINGS
+    @given(where=filters())
+    def check(where):
+        message = render_filter(where)
+        BROKEN_FILTERS[mutation](message)
+        if mutation == "none":
+            assert parse_filter(message) == where
+        else:
+            with pytest.raises(InvalidInputError):
+                parse_filter(message)
+
+    check()
 
 
 @settings(max_examples=200, deadline=None)
-@given(content=st.binary(max_size=300))
-def test_decoding_of_any_filter_and_study_refuses_or_succeeds(content):
+@given(where=filters(), study=STUDIES, data=st.data())
+def test_decoding_of_mutated_bytes_refuses_or_succeeds(where, study, data):
     from google.protobuf.message import DecodeError
 
-    for kind, parse in ((query_pb2.Filter, parse_filter), (study_pb2.Study, parse_study)):
+    for message, parse in ((render_filter(where), parse_filter), (render_study(study), parse_study)):
+        content = bytearray(message.SerializeToString() or b"\x00")
+        for _ in range(data.draw(st.integers(1, 3))):
+            content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
         try:
-            parse(kind.FromString(content))
+            parse(type(message).FromString(bytes(content)))
         except (DecodeError, InvalidInputError):
             continue
 
