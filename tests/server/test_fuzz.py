@@ -80,7 +80,7 @@ FUZZED_FILTERS = st.builds(
     text_contains=st.none() | st.sampled_from(["rhythm", "", " ", "a\x00b", "%_", "é"]),
     exclude_quality=NAMES,
 )
-SETTINGS = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SETTINGS = settings(max_examples=60, deadline=None, suppress_health_check=[*HealthCheck])
 
 
 def code_of(call) -> grpc.StatusCode:

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mmecg_pb.v1 import ecg_pb2, query_pb2, study_pb2
 
@@ -28,7 +28,7 @@ from mmecg.search import Filter
 from mmecg.study import ClinicalNote, Study
 from mmecg.vitals import VITAL_DEFINITIONS, Vitals
 
-SETTINGS = settings(max_examples=50, deadline=None)
+SETTINGS = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 IDS = st.text(st.characters(codec="utf-8", categories=("L", "N", "P")), min_size=1, max_size=20)
 TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=("C",)), max_size=80)
 TIMES = st.none() | st.datetimes(min_value=datetime(1900, 1, 1), max_value=datetime(2200, 1, 1))
@@ -270,7 +270,7 @@ def test_decoding_of_a_mutated_filter(mutation):
     check()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(where=filters(), study=STUDIES, data=st.data())
 def test_decoding_of_mutated_bytes_refuses_or_succeeds(where, study, data):
     from google.protobuf.message import DecodeError
