@@ -240,7 +240,7 @@ def open_studies(path: Path, *, sampling_rate_hz: int = 100) -> StudySource:
         return _WfdbFolder(path, records)
     raise InvalidInputError(
         f"{path} holds no studies, expected a PTB-XL folder (ptbxl_database.csv), a MIMIC-IV-ECG folder "
-        "(machine_measurements.csv or .csv.gz), a .parquet table, an .npy or .npz file, or a folder of WFDB records (.hea)"
+        "(machine_measurements.csv or .csv.gz), a .parquet table, an .npy or .npz file, or a folder of WFDB records"
     )
 
 
