@@ -220,7 +220,9 @@ def _convert(hint: Any, value: Any, root: Path | None, name: str) -> Any:
             raise ConfigError(f"configuration key {name} is not a table; write [{name}]")
         return parse_config(hint, value, root=root, prefix=f"{name}.")
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is tuple and isinstance(value, list | tuple):
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"configuration key {name} has type {type(value).__name__}, expected a list")
         return tuple(_convert(arguments[0], item, root, name) for item in value)
     if origin is typing.Literal:
         if value not in arguments:
@@ -229,21 +231,13 @@ def _convert(hint: Any, value: Any, root: Path | None, name: str) -> Any:
             )
         return value
     if isinstance(hint, types.UnionType):
-        choices = [choice for choice in typing.get_args(hint) if choice is not type(None)]
+        choices = [choice for choice in arguments if choice is not type(None)]
         return _convert(choices[0], value, root, name)
-    if typing.get_origin(hint) is tuple:
-        if not isinstance(value, list | tuple):
-            raise ConfigError(f"configuration key {name} has type {type(value).__name__}, expected a list")
-        return tuple(_convert(typing.get_args(hint)[0], item, root, name) for item in value)
-    if typing.get_origin(hint) is typing.Literal:
-        if value not in typing.get_args(hint):
-            raise ConfigError(f"configuration key {name} is {value!r}, expected one of {typing.get_args(hint)}")
-        return value
     if hint is Path and isinstance(value, str):
         return (root or Path()) / value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    if not isinstance(value, origin or hint) or (isinstance(value, bool) and hint is not bool):
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise ConfigError(f"configuration key {name} has type {type(value).__name__}, expected {_type_name(hint)}")
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"configuration key {name} is {value}, expected a finite number")

@@ -25,6 +25,7 @@ from mmecg.errors import (
     SubjectNotFoundError,
 )
 from mmecg.search import (
+    MAX_PAGE_SIZE,
     MAX_TOP_K,
     METADATA_SCHEMA,
     CorpusStats,
@@ -41,7 +42,6 @@ from mmecg_index.codec import decode_study, decode_vector, encode_study, encode_
 from mmecg_index.durable import DirectoryLock, new_directory
 from mmecg_index.paging import parse_token, render_token
 
-MAX_PAGE_SIZE = 1000
 _FILE = "corpus.sqlite"
 _UNKNOWN_TIME = "~"
 """Sorts behind every time."""

@@ -37,7 +37,7 @@ from mmecg.errors import InvalidInputError, QueryError, ReportError
 from mmecg.quality import assess_quality
 from mmecg.report import MAX_TEXT_CHARS, check_text
 from mmecg.retriever import Query
-from mmecg.search import MAX_TOP_K, CorpusStats, Filter, Hit, SearchResult, Target
+from mmecg.search import MAX_PAGE_SIZE, MAX_TOP_K, CorpusStats, Filter, Hit, SearchResult, Target
 from mmecg.study import Study, check_id
 
 Item = TypeVar("Item")
@@ -45,7 +45,6 @@ Parsed = TypeVar("Parsed")
 
 DEFAULT_TOP_K = 10
 DEFAULT_PAGE_SIZE = 100
-MAX_PAGE_SIZE = 1000
 INTENDED_USE = "Research and evaluation. Not a medical device; not for diagnosis or treatment."
 
 STUDY_FIELDS = frozenset(field.name for field in study_pb2.Study.DESCRIPTOR.fields)
