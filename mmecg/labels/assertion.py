@@ -1,0 +1,70 @@
+"""What a report says about one finding: the words, and whether they state, doubt or deny it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Status(StrEnum):
+    """How a text speaks of a finding.
+
+    The order is the precedence where several cues reach one mention: a later member wins.
+    """
+
+    PRESENT = "present"
+    PROBABLE = "probable"
+    POSSIBLE = "possible"
+    CANNOT_RULE_OUT = "cannot_rule_out"
+    ALTERNATIVE = "alternative"
+    CONDITIONAL = "conditional"
+    HISTORICAL = "historical"
+    SERIAL = "serial"
+    NEGATED = "negated"
+
+
+@dataclass(frozen=True, slots=True)
+class LabelAssertion:
+    """One finding that a text speaks of, with its evidence.
+
+    Attributes
+    ----------
+    finding : str
+        Identifier in the vocabulary (:mod:`mmecg.labels.vocabulary`); an SCP statement keeps its SCP code.
+    status : Status
+        Of the finding's *presence*.
+    start, end : int
+        Evidence: code point offsets into the **raw** text, so that ``raw[start:end]`` is what was matched.
+    rule : str
+        The pattern that matched, as ``<language>/<finding>/<number>``.
+    cue : str
+        The cue that decided the status, as ``<language>/<cue id>``; empty if none.
+    cue_start, cue_end : int
+        Where the cue stands in the raw text; both -1 if there is none.
+    qualifiers : tuple of (str, str)
+        Kind and value, such as ``("age", "old")``, ``("location", "inferior")``, ``("degree", "slight")``.
+    age_status, cause_status : Status or None
+        Of the statement about age ("wahrscheinlich alt": the age is probable, the presence is not in doubt), or about
+        cause ("may be due to ischaemia"); None if the text makes none.
+    language : str
+        ``"de"``, ``"en"`` or ``"sv"``: of the rules that matched.
+    needs_prior : bool
+        The statement compares with an earlier ECG, so that one ECG cannot decide it.
+    alternatives : tuple of str
+        For :attr:`Status.ALTERNATIVE`: the other findings of the "A or B".
+    """
+
+    finding: str
+    status: Status
+    start: int
+    end: int
+    rule: str
+    cue: str = ""
+    cue_start: int = -1
+    cue_end: int = -1
+    qualifiers: tuple[tuple[str, str], ...] = ()
+    age_status: Status | None = None
+    cause_status: Status | None = None
+    language: str = ""
+    needs_prior: bool = False
+    alternatives: tuple[str, ...] = ()
