@@ -52,6 +52,9 @@ class LabelAssertion:
         The statement compares with an earlier ECG, so that one ECG cannot decide it.
     alternatives : tuple of str
         For :attr:`Status.ALTERNATIVE`: the other findings of the "A or B".
+    probability : float or None
+        That the finding is present, given these words; filled in by :mod:`mmecg.labels.evidence`, None if it has not
+        been or nothing was learnt for them.
     """
 
     finding: str
@@ -68,3 +71,44 @@ class LabelAssertion:
     language: str = ""
     needs_prior: bool = False
     alternatives: tuple[str, ...] = ()
+    probability: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MinedLabel:
+    """What a whole text says of one label.
+
+    Attributes
+    ----------
+    code : str
+        In the code system asked for; the finding itself if none was.
+    finding : str
+    value : bool or None
+        True if the text states it, False if it denies it, None if it leaves it open.
+    probability : float or None
+        That it is present, given the whole text; None if nothing was learnt for it.
+    """
+
+    code: str
+    finding: str
+    value: bool | None = None
+    probability: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MinedReport:
+    """Everything mined from one text; a label that is not listed is unlabelled, not absent.
+
+    Attributes
+    ----------
+    assertions : tuple of LabelAssertion
+        In the order of the evidence.
+    labels : tuple of MinedLabel
+        One a label that the text speaks of.
+    flags : tuple of str
+        Remarks on the text, such as ``"truncated"``.
+    """
+
+    assertions: tuple[LabelAssertion, ...] = ()
+    labels: tuple[MinedLabel, ...] = ()
+    flags: tuple[str, ...] = ()
