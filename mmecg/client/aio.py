@@ -18,6 +18,8 @@ from mmecg_pb.v1 import (
     embedding_service_pb2_grpc,
     info_service_pb2,
     info_service_pb2_grpc,
+    label_mining_service_pb2,
+    label_mining_service_pb2_grpc,
     search_service_pb2,
     search_service_pb2_grpc,
 )
@@ -25,11 +27,13 @@ from numpy.typing import NDArray
 
 from mmecg.client import requests
 from mmecg.client.channel import ChannelOptions, check_size, credentials
+from mmecg.client.label_messages import parse_mined_report
 from mmecg.client.messages import parse_study, render_ecg, render_study, render_vitals
 from mmecg.client.requests import EcgLike, Outcome, SearchArguments, SearchOptions, ServerInfo, as_ecg
 from mmecg.client.retry import pause_for
 from mmecg.client.status import parse_rpc_error
 from mmecg.client.window import AsyncWindow, as_async
+from mmecg.labels.assertion import MinedReport
 from mmecg.retriever import Query
 from mmecg.search import CorpusStats, SearchResult
 from mmecg.study import Study
@@ -63,6 +67,7 @@ class AsyncClient:
         self._embedding = embedding_service_pb2_grpc.EmbeddingServiceStub(self._channel)
         self._search = search_service_pb2_grpc.SearchServiceStub(self._channel)
         self._corpus = corpus_service_pb2_grpc.CorpusServiceStub(self._channel)
+        self._labels = label_mining_service_pb2_grpc.LabelMiningServiceStub(self._channel)
         self._info = info_service_pb2_grpc.InfoServiceStub(self._channel)
 
     async def __aenter__(self) -> AsyncClient:
@@ -145,6 +150,25 @@ class AsyncClient:
             return corpus_service_pb2.UpsertStudiesRequest(study=render_study(study))
 
         return self._stream(self._corpus.UpsertStudies, studies, render, requests.parse_upsert_outcome)
+
+    async def mine_labels(
+        self, text: str | None = None, *, study_id: str | None = None, language: str = "", vocabulary: str = ""
+    ) -> MinedReport:
+        """Mine the labels of a report, or of a study's; see :meth:`mmecg.client.Client.mine_labels`."""
+        request = requests.mine_request(text, study_id, language, vocabulary)
+        return parse_mined_report(await self._call(self._labels.MineLabels, request))
+
+    def mine_labels_many(
+        self, texts: Iterable[str] | AsyncIterable[str], *, language: str = "", vocabulary: str = ""
+    ) -> AsyncIterator[Outcome[MinedReport]]:
+        """Mine reports in bulk over one stream; outcomes come in the order of the texts."""
+
+        def render(text: str) -> Message:
+            return label_mining_service_pb2.MineLabelsStreamRequest(
+                request=requests.mine_request(text, None, language, vocabulary)
+            )
+
+        return self._stream(self._labels.MineLabelsStream, texts, render, requests.parse_mine_outcome)
 
     async def get_study(self, study_id: str, *, with_signal: bool = True) -> Study:
         """Return a study. Raises ``StudyNotFoundError``."""

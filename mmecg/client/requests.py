@@ -15,12 +15,14 @@ from mmecg_pb.v1 import (
     corpus_service_pb2,
     embedding_service_pb2,
     info_service_pb2,
+    label_mining_service_pb2,
     query_pb2,
     search_service_pb2,
     study_pb2,
 )
 from numpy.typing import NDArray
 
+from mmecg.client.label_messages import parse_mined_report
 from mmecg.client.messages import (
     EcgEncoding,
     parse_study,
@@ -32,6 +34,7 @@ from mmecg.client.messages import (
 from mmecg.client.status import parse_status
 from mmecg.ecg import Ecg
 from mmecg.errors import QueryError, SignalError
+from mmecg.labels.assertion import MinedReport
 from mmecg.retriever import Query
 from mmecg.search import CorpusStats, Filter, Hit, SearchPlan, SearchResult, Target
 from mmecg.vitals import Vitals
@@ -253,6 +256,23 @@ def list_request(subject_id: str | None, page_size: int, with_signal: bool) -> c
     )
 
 
+def mine_request(
+    text: str | None, study_id: str | None, language: str, vocabulary: str
+) -> label_mining_service_pb2.MineLabelsRequest:
+    """Render a request to mine a text, or the report of a study.
+
+    Raises
+    ------
+    QueryError
+        Neither or both are given.
+    """
+    if (text is None) == (study_id is None):
+        raise QueryError("expected either text or study_id; give one of them", field="text")
+    return label_mining_service_pb2.MineLabelsRequest(
+        text=text, study_id=study_id, language=language, vocabulary=vocabulary
+    )
+
+
 def parse_search(response: search_service_pb2.SearchResponse) -> SearchResult:
     """Return the hits, the plan and the next page's token."""
     plan = response.plan
@@ -300,6 +320,12 @@ def parse_upsert_outcome(item: int, response: corpus_service_pb2.UpsertStudiesRe
     """Return the outcome of one item of UpsertStudies: the sequence number of its commit."""
     error = _error_of(response)
     return Outcome(item, None if error else response.sequence, error)
+
+
+def parse_mine_outcome(item: int, response: label_mining_service_pb2.MineLabelsStreamResponse) -> Outcome[MinedReport]:
+    """Return the outcome of one item of MineLabelsStream."""
+    error = _error_of(response)
+    return Outcome(item, None if error else parse_mined_report(response.response), error)
 
 
 def _check_names(given: Mapping[str, object], known: frozenset[str]) -> None:

@@ -17,6 +17,8 @@ from mmecg_pb.v1 import (
     embedding_service_pb2_grpc,
     info_service_pb2,
     info_service_pb2_grpc,
+    label_mining_service_pb2,
+    label_mining_service_pb2_grpc,
     search_service_pb2,
     search_service_pb2_grpc,
 )
@@ -24,11 +26,13 @@ from numpy.typing import NDArray
 
 from mmecg.client import requests
 from mmecg.client.channel import ChannelOptions, check_size, checked, credentials
+from mmecg.client.label_messages import parse_mined_report
 from mmecg.client.messages import parse_study, render_ecg, render_study, render_vitals
 from mmecg.client.requests import EcgLike, Outcome, SearchArguments, SearchOptions, ServerInfo, as_ecg
 from mmecg.client.retry import pause_for
 from mmecg.client.status import parse_rpc_error
 from mmecg.client.window import Window
+from mmecg.labels.assertion import MinedReport
 from mmecg.retriever import Query
 from mmecg.search import CorpusStats, SearchResult
 from mmecg.study import Study
@@ -67,6 +71,7 @@ class Client:
         self._embedding = embedding_service_pb2_grpc.EmbeddingServiceStub(self._channel)
         self._search = search_service_pb2_grpc.SearchServiceStub(self._channel)
         self._corpus = corpus_service_pb2_grpc.CorpusServiceStub(self._channel)
+        self._labels = label_mining_service_pb2_grpc.LabelMiningServiceStub(self._channel)
         self._info = info_service_pb2_grpc.InfoServiceStub(self._channel)
 
     def __enter__(self) -> Client:
@@ -153,6 +158,36 @@ class Client:
         """
         items = (corpus_service_pb2.UpsertStudiesRequest(study=render_study(study)) for study in studies)
         return self._stream(self._corpus.UpsertStudies, items, requests.parse_upsert_outcome)
+
+    def mine_labels(
+        self, text: str | None = None, *, study_id: str | None = None, language: str = "", vocabulary: str = ""
+    ) -> MinedReport:
+        """Mine the labels of a report, or of the report of a study in the corpus.
+
+        Parameters
+        ----------
+        text : str, optional
+            As it was written; offsets in the answer refer to it.
+        study_id : str, optional
+        language : {"", "de", "en", "sv"}
+            Empty: found out, clause by clause.
+        vocabulary : {"", "scp", "snomed", "ecgfounder", "ecg_fm"}
+            Code system of the labels; empty: the findings' own identifiers.
+        """
+        request = requests.mine_request(text, study_id, language, vocabulary)
+        return parse_mined_report(self._call(self._labels.MineLabels, request))
+
+    def mine_labels_many(
+        self, texts: Iterable[str], *, language: str = "", vocabulary: str = ""
+    ) -> Iterator[Outcome[MinedReport]]:
+        """Mine reports in bulk over one stream; outcomes come in the order of the texts."""
+        items = (
+            label_mining_service_pb2.MineLabelsStreamRequest(
+                request=requests.mine_request(text, None, language, vocabulary)
+            )
+            for text in texts
+        )
+        return self._stream(self._labels.MineLabelsStream, items, requests.parse_mine_outcome)
 
     def get_study(self, study_id: str, *, with_signal: bool = True) -> Study:
         """Return a study. Raises ``StudyNotFoundError``."""
