@@ -102,6 +102,13 @@ BAD_SEARCHES = {
     "100 kB text": (search_pb.SearchRequest(query=Query(text="x" * 100_000)), "INVALID_ARGUMENT", "REPORT"),
     "control characters": (search_pb.SearchRequest(query=Query(text="a\x00b")), "INVALID_ARGUMENT", "REPORT"),
     "no vitals in vitals": (search_pb.SearchRequest(query=Query(vitals=Vitals())), "INVALID_ARGUMENT", "VITALS"),
+    "impossible vitals": (
+        search_pb.SearchRequest(query=Query(vitals=Vitals(heart_rate_bpm=7000))), "INVALID_ARGUMENT", "VITALS"),
+    "vitals in Fahrenheit beside a text": (
+        search_pb.SearchRequest(query=Query(text="a", vitals=Vitals(temperature_c=98.6))), "INVALID_ARGUMENT", "VITALS"),
+    "bad ECG beside a text": (
+        search_pb.SearchRequest(query=Query(text="a", ecg=ecg(float32_millivolts=with_sample(np.nan)))),
+        "INVALID_ARGUMENT", "SIGNAL"),
     "top_k 0": (search_pb.SearchRequest(query=Query(text="a"), top_k=0), "INVALID_ARGUMENT", "QUERY"),
     "top_k -1": (search_pb.SearchRequest(query=Query(text="a"), top_k=-1), "INVALID_ARGUMENT", "QUERY"),
     "top_k 10^6": (search_pb.SearchRequest(query=Query(text="a"), top_k=10**6), "INVALID_ARGUMENT", "QUERY"),

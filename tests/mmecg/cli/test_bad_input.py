@@ -185,6 +185,27 @@ def test_bad_artifact(run, corpus, folder, build, message):
     assert_error(outcome, message, folder)
 
 
+@pytest.mark.parametrize("command", ["build", "embed"])
+def test_truncated_bundle_writes_nothing(run, table, folder, command):
+    _, _, *bundle = damaged_bundle(truncate)(folder / "in", None)
+    data = ["--data", table] if command == "build" else ["--studies", table]
+    outcome = run(command, *data, *bundle, "--out", folder / "out" / "new.parquet")
+    assert outcome.code == 1
+    assert_error(outcome, r"model.safetensors is damaged \(checksum\)", folder)
+
+
+def test_damaged_index_is_passed_over(run, corpus, folder):
+    """The index is a cache over the corpus: what is refused is built anew, and the answer is the same."""
+    shutil.copytree(corpus, folder / "corpus")
+    expected = run("search", "--corpus", folder / "corpus", "--text", "sinus rhythm", "--json")
+    files = sorted((folder / "corpus" / "index").glob("*/tail_vectors.npy"))
+    assert len(files) == 3
+    for file in files:
+        file.write_bytes(file.read_bytes()[:-100])
+    outcome = run("search", "--corpus", folder / "corpus", "--text", "sinus rhythm", "--json")
+    assert (outcome.code, outcome.out) == (0, expected.out)
+
+
 def test_corpus_that_is_there_is_not_overwritten(run, corpus, table, folder):
     before = {path: path.stat().st_mtime_ns for path in corpus.rglob("*")}
     outcome = run("build", "--data", table, "--out", corpus)
