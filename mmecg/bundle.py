@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmecg.assets import DEFAULT_BUNDLE
-from mmecg.config import parse_config
+from mmecg.config import Precision, parse_config
 from mmecg.embedding import EMBEDDING_DIM
 from mmecg.errors import BundleError, ConfigError
 
@@ -91,7 +91,7 @@ class Bundle:
     ----------
     path : Path
     encoder : DualEncoder
-        In evaluation mode.
+        In evaluation mode, prepared (:meth:`DualEncoder.prepare`).
     config : BundleConfig
     fingerprint : str
         64 hexadecimal digits that name the embedding space.
@@ -108,13 +108,16 @@ class Bundle:
         return (self.path / _CARD).read_text(encoding="utf-8")
 
 
-def load_bundle(path: str | Path | None = None) -> Bundle:
+def load_bundle(path: str | Path | None = None, *, precision: Precision = "auto") -> Bundle:
     """Load a bundle and check every file against its manifest.
 
     Parameters
     ----------
     path : str or Path, optional
         Bundle directory; default the one that ships with mmecg.
+    precision : {"auto", "float32", "bfloat16"}
+        What the ECG tower computes in; "auto" is bfloat16 where the processor has instructions for it, float32
+        elsewhere. See :mod:`mmecg.modeling.ecg_inference` for how much it changes.
 
     Raises
     ------
@@ -124,7 +127,7 @@ def load_bundle(path: str | Path | None = None) -> Bundle:
     root = Path(path) if path is not None else DEFAULT_BUNDLE
     manifest = _check_files(root)
     config = _read_config(root)
-    encoder = _load_encoder(root, config, manifest["fingerprint"])
+    encoder = _load_encoder(root, config, manifest["fingerprint"]).prepare(precision)
     return Bundle(root, encoder, config, manifest["fingerprint"])
 
 
@@ -244,7 +247,7 @@ def _load_encoder(root: Path, config: BundleConfig, name: str) -> DualEncoder:
     wrong = [key for key in result.missing_keys if not key.startswith("text.")] + list(result.unexpected_keys)
     if wrong:
         raise BundleError(f"bundle {root}: {_WEIGHTS} lacks or has unknown tensors ({', '.join(wrong[:3])}, …)")
-    return encoder.eval()
+    return encoder
 
 
 def _sha256(path: Path) -> str:

@@ -15,11 +15,14 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from mmecg.errors import ConfigError
 
 T = TypeVar("T")
+
+Precision = Literal["auto", "float32", "bfloat16"]
+"""What the ECG tower computes in; ``"auto"`` is bfloat16 where the processor has instructions for it."""
 
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
 
@@ -109,6 +112,8 @@ class ServerConfig:
         0 to 65535; 0 picks a free port, which the log names.
     allow_plaintext : bool
         Bind a public address without TLS, because something in front of the server ends it.
+    precision : {"auto", "float32", "bfloat16"}
+        What the ECG tower computes in; "auto" is bfloat16 where the processor has instructions for it.
     torch_threads : int
         Threads of one encoder call; 0 leaves torch's default.
     reflection : bool
@@ -126,6 +131,7 @@ class ServerConfig:
     host: str = "127.0.0.1"
     port: int = 50051
     allow_plaintext: bool = False
+    precision: Precision = "auto"
     torch_threads: int = 0
     reflection: bool = True
     drain_s: float = 20.0

@@ -12,6 +12,7 @@ Policies, stated once:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -38,6 +39,9 @@ MAX_PLAUSIBLE_MV = 15.0
 QRS complexes of a surface ECG stay below about 5 mV even in marked hypertrophy; the Sokolow-Lyon limit is 3.5 mV for
 the *sum* of two waves. A 99th percentile above 15 mV means microvolt, ADC counts or an artefact over the whole lead.
 """
+
+_MAX_DECIMATED = 100_000
+"""Most samples of a lead that are decimated at once; it needs four times their memory."""
 
 _UNIT_TO_MV = {"mV": 1.0, "uV": 1e-3, "µV": 1e-3, "V": 1e3}
 _LEAD_BY_KEY = {lead.lower(): index for index, lead in enumerate(LEADS)}
@@ -212,11 +216,47 @@ def resample(signal: NDArray[np.float32], from_hz: float, to_hz: float) -> NDArr
     """
     if from_hz == to_hz:
         return signal
+    ratio = Fraction(to_hz / from_hz).limit_denominator(1000)
+    if ratio.numerator == 1 and signal.shape[-1] <= _MAX_DECIMATED:
+        return _decimate(signal, ratio.denominator)
     from scipy.signal import resample_poly
 
-    ratio = Fraction(to_hz / from_hz).limit_denominator(1000)
     out = resample_poly(signal, ratio.numerator, ratio.denominator, axis=-1, padtype="line")
     return np.ascontiguousarray(out, np.float32)
+
+
+def _decimate(signal: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
+    """Return what ``resample_poly(signal, 1, factor, padtype="line")`` returns, in about a third of its time.
+
+    The padded signal is cut into blocks of ``factor`` samples. One matrix product gives what every block adds to the
+    21 outputs that it reaches; an output is the sum along a diagonal of it.
+    """
+    taps = _decimation_taps(factor)  # (factor, reach)
+    reach, samples = taps.shape[1], signal.shape[-1]
+    length = -(-samples // factor)
+    flat = signal.reshape(-1, samples)
+    start, end = flat[:, :1], flat[:, -1:]
+    padded = np.zeros((len(flat), (length + reach - 1) * factor), np.float32)
+    inside = padded[:, reach // 2 * factor :][:, :samples]
+    with np.errstate(over="ignore", invalid="ignore"):  # a lead of pure artefact may be of any size
+        slope = (end - start) / np.float32(max(samples - 1, 1))
+        np.subtract(flat, start + slope * np.arange(samples, dtype=np.float32), out=inside)
+        # One product a lead, not one for all: for 10 s that stays below the size at which BLAS starts threads.
+        parts = padded.reshape(len(flat), -1, factor) @ taps  # (leads, blocks, reach)
+        out = start + slope * np.arange(0, length * factor, factor, dtype=np.float32)
+        for block in range(reach):
+            out += parts[:, block : block + length, block]
+    return out.reshape(*signal.shape[:-1], length)
+
+
+@functools.cache
+def _decimation_taps(factor: int) -> NDArray[np.float32]:
+    """Return the anti-aliasing filter of :func:`scipy.signal.resample_poly`: float32, shape (factor, 21)."""
+    from scipy.signal import firwin
+
+    taps = np.zeros(21 * factor, np.float32)
+    taps[: 20 * factor + 1] = firwin(20 * factor + 1, 1 / factor, window=("kaiser", 5.0))
+    return np.ascontiguousarray(taps.reshape(21, factor).T)
 
 
 def fit_length(signal: NDArray[np.float32], samples: int) -> NDArray[np.float32]:

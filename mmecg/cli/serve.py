@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
+
+from mmecg.config import Precision
 
 _EXAMPLES = """\
 examples:
@@ -27,6 +29,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--bundle", type=Path, help="model bundle; default the one that ships with mmecg")
     parser.add_argument("--host", help="address to bind (127.0.0.1)")
     parser.add_argument("--port", type=int, help="port to bind (50051); 0 picks a free one")
+    parser.add_argument("--precision", choices=get_args(Precision), help="what the ECG tower computes in (auto)")
     parser.add_argument("--torch-threads", type=int, metavar="N", help="threads of one encoder call")
     parser.set_defaults(run=run)
 
@@ -35,6 +38,6 @@ def run(args: argparse.Namespace) -> int:
     """Run the server's own main with these flags."""
     from mmecg_server.__main__ import main
 
-    flags = ("config", "corpus", "bundle", "host", "port", "torch_threads")
+    flags = ("config", "corpus", "bundle", "host", "port", "precision", "torch_threads")
     given = {name: getattr(args, name) for name in flags if getattr(args, name) is not None}
     return main([f"--{name.replace('_', '-')}={value}" for name, value in given.items()])

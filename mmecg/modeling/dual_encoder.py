@@ -11,16 +11,19 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from mmecg.config import Precision
 from mmecg.ecg import Ecg
 from mmecg.embedding import EMBEDDING_DIM
 from mmecg.errors import VitalsError
 from mmecg.modeling.ecg_encoder import EcgEncoder, EcgEncoderConfig
+from mmecg.modeling.ecg_inference import EcgInference, resolve_dtype
 from mmecg.modeling.text_encoder import TextEncoder
 from mmecg.modeling.vitals_encoder import VitalsEncoder, vitals_matrix
 from mmecg.vitals import Vitals
@@ -94,13 +97,15 @@ class DualEncoder(nn.Module):
         self.vitals = VitalsEncoder()
         self.text = text
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # Radford et al. 2021, arXiv:2103.00020
+        self._precision: Precision | None = None
+        self._inference: EcgInference | None = None
 
     @classmethod
     def random_like(cls, other: DualEncoder, *, seed: int = 0) -> DualEncoder:
         """Return an untrained model of the same shape: the random-encoder baseline.
 
         The text tower is shared (it has no random counterpart that reads words); batch norm runs on its initial
-        statistics.
+        statistics. It is prepared as the other is.
         """
         state = torch.random.get_rng_state()
         torch.manual_seed(seed)
@@ -109,7 +114,35 @@ class DualEncoder(nn.Module):
             if isinstance(module, nn.BatchNorm1d) and module.affine:
                 nn.init.ones_(module.weight)  # blocks start as identity for training; a baseline uses them
         torch.random.set_rng_state(state)
-        return model.eval()
+        return model.eval() if other._precision is None else model.prepare(other._precision)
+
+    def prepare(self, precision: Precision = "auto") -> DualEncoder:
+        """Go to evaluation mode with the ECG tower made fast for encoding; return the model.
+
+        Call it once the weights are final: what changes them later is not seen. ``train()`` goes back to the plain
+        tower in float32, and ``to(device)`` prepares again for that device. Features and embeddings of the precisions
+        belong to one space, so the fingerprint does not depend on it.
+
+        Parameters
+        ----------
+        precision : {"auto", "float32", "bfloat16"}
+            See :func:`mmecg.modeling.ecg_inference.resolve_dtype`.
+        """
+        self.eval()
+        self._precision = precision
+        self._inference = EcgInference(self.ecg, resolve_dtype(precision, self._device))
+        return self
+
+    def train(self, mode: bool = True) -> DualEncoder:
+        """Set training or evaluation mode; training forgets what :meth:`prepare` made."""
+        super().train(mode)
+        if mode:
+            self._precision = self._inference = None
+        return self
+
+    def _apply(self, *args: Any, **options: Any) -> DualEncoder:
+        super()._apply(*args, **options)  # type: ignore[no-untyped-call]
+        return self if self._precision is None else self.prepare(self._precision)
 
     def project_ecg(self, features: Tensor) -> Tensor:
         """Map ECG features, shape (batch, features), to float, shape (batch, dim), unit norm."""
@@ -151,7 +184,8 @@ class DualEncoder(nn.Module):
         float32, shape (batch, features)
         """
         with torch.inference_mode():
-            return _to_numpy(self.ecg(torch.from_numpy(signals).to(self._device)))
+            tower = self._inference or self.ecg
+            return _to_numpy(tower(torch.from_numpy(signals).to(self._device)))
 
     def encode_text(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Return float32, shape (batch, dim), unit norm; long texts in chunks. Raises ``ReportError`` if empty."""

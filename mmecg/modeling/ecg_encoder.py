@@ -132,7 +132,19 @@ class EcgEncoder(nn.Module):
         float, shape (batch, features)
         """
         x = (signal - signal.mean(-1, keepdim=True)) * self.SCALE  # (batch, leads, samples); removes the offset
-        maps = self.network(x).float()  # (batch, width, steps)
-        windows = max(1, round(signal.shape[-1] / (self.config.window_s * self.config.sampling_rate_hz)))
-        maxima = functional.adaptive_max_pool1d(maps, windows).mean(-1)  # (batch, width)
-        return torch.cat([maps.mean(-1), maxima], dim=1)
+        return pool_maps(self.network(x).float(), self.config, samples=signal.shape[-1])
+
+
+def pool_maps(maps: Tensor, config: EcgEncoderConfig, *, samples: int) -> Tensor:
+    """Return features: the time mean of the maps beside the mean of their maxima over windows.
+
+    Parameters
+    ----------
+    maps : float32, shape (batch, width, steps)
+    config : EcgEncoderConfig
+    samples : int
+        Length of the signal that the maps were made from.
+    """
+    windows = max(1, round(samples / (config.window_s * config.sampling_rate_hz)))
+    maxima = functional.adaptive_max_pool1d(maps, windows).mean(-1)  # (batch, width)
+    return torch.cat([maps.mean(-1), maxima], dim=1)

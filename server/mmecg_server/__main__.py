@@ -15,12 +15,13 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
 import mmecg
 from mmecg.assets import DEMO_CORPUS
-from mmecg.config import ServerConfig, effective_config, load_config
+from mmecg.config import Precision, ServerConfig, effective_config, load_config
 from mmecg.datasets.parquet import read_studies
 from mmecg.ecg import Ecg
 from mmecg.errors import ConfigError, MmecgError
@@ -91,7 +92,7 @@ def open_retriever(config: ServerConfig) -> Iterator[Retriever]:
 
     if config.torch_threads:
         torch.set_num_threads(config.torch_threads)
-    encoder = load_bundle(config.bundle).encoder
+    encoder = load_bundle(config.bundle, precision=config.precision).encoder
     with tempfile.TemporaryDirectory(prefix="mmecg-demo-") as folder:
         path = config.corpus or Path(folder) / "corpus"
         is_new = not path.exists() or (path.is_dir() and not any(path.iterdir()))
@@ -126,6 +127,7 @@ def read_arguments(argv: Sequence[str] | None) -> ServerConfig:
     parser.add_argument("--bundle", type=Path, help="model bundle directory; without one, the bundled model")
     parser.add_argument("--host", help="address to bind (127.0.0.1)")
     parser.add_argument("--port", type=int, help="port to bind (50051); 0 picks a free one")
+    parser.add_argument("--precision", choices=get_args(Precision), help="what the ECG tower computes in (auto)")
     parser.add_argument("--torch-threads", type=int, help="threads of one encoder call")
     options = vars(parser.parse_args(argv))
     return load_config(ServerConfig, options.pop("config"), **options)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.signal import resample_poly
 
 from mmecg.datasets.synthetic import synthetic_ecg
 from mmecg.ecg import LEADS, Ecg, fit_length, lead_index, resample
@@ -120,6 +121,17 @@ def test_resample_keeps_the_wave_and_the_offset(rate: float) -> None:
     expected = 2.0 + np.sin(2 * np.pi * 5 * np.arange(got.shape[1]) / 100)
     assert np.abs(got[0] - expected)[30:-30].max() < 0.02
     assert np.abs(got[0] - 2).max() < 1.6
+
+
+@pytest.mark.parametrize(("rate", "samples"), [(500, 5000), (500, 4999), (1000, 10_003), (200, 201), (500, 100_001)])
+def test_resample_to_a_whole_fraction_is_resample_poly(rate: int, samples: int) -> None:
+    rng = np.random.default_rng(samples)
+    signal = (rng.standard_normal((3, samples)) + rng.standard_normal((3, 1)) * 3).astype(np.float32)
+    expected = resample_poly(signal, 1, rate // 100, axis=-1, padtype="line")
+    got = resample(signal, rate, 100)
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+    np.testing.assert_array_equal(got[0], resample(signal[0], rate, 100))
 
 
 def test_resample_removes_what_would_alias() -> None:
