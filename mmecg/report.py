@@ -84,6 +84,24 @@ def check_text(text: str | bytes, *, field: str = "report") -> str:
     return text
 
 
+def masked_spans(raw: str) -> list[tuple[int, int]]:
+    """Return the slices of a report that no label may be mined from: leaked gold codes and machine boilerplate.
+
+    Parameters
+    ----------
+    raw : str
+        One report; the "Edit: …" tail reaches to its end.
+
+    Returns
+    -------
+    list of (int, int)
+        Start and end code point, in order and apart from each other.
+    """
+    tail = _EDIT_TAIL.search(raw)
+    spans = [match.span() for match in _BOILERPLATE.finditer(raw, 0, tail.start() if tail else len(raw))]
+    return [*spans, tail.span()] if tail else spans
+
+
 def clean_ptb_xl(raw: str) -> str:
     """Return a PTB-XL report without boilerplate and leaked gold codes, in lower case, which mends the umlauts.
 
