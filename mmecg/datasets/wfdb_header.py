@@ -13,6 +13,7 @@ from mmecg.errors import SignalError
 
 MAX_HEADER_BYTES = 1_000_000
 MAX_SIGNALS = 256
+MAX_SEGMENTS = 10_000
 MAX_SAMPLES_PER_FRAME = 1000
 DEFAULT_SAMPLING_RATE_HZ = 250.0
 """Sampling rate of a header that gives none, as header(5) says."""
@@ -73,7 +74,7 @@ class WfdbSignal:
 
 @dataclass(frozen=True)
 class WfdbHeader:
-    """A header of one segment.
+    """A header: of one segment, with signals, or of a record of several segments, with those.
 
     Attributes
     ----------
@@ -85,6 +86,9 @@ class WfdbHeader:
     signals : tuple of WfdbSignal
     comments : tuple of str
         Comment lines without ``#``.
+    segments : tuple of (str, int)
+        Name and length in frames of each segment; ``"~"`` names a gap. Each has a header of its own, which for a
+        segment of length 0 (a layout) only says what signals there may be.
     """
 
     record_name: str
@@ -92,6 +96,7 @@ class WfdbHeader:
     frames: int | None
     signals: tuple[WfdbSignal, ...]
     comments: tuple[str, ...]
+    segments: tuple[tuple[str, int], ...] = ()
 
 
 def parse_header(text: bytes) -> WfdbHeader:
@@ -100,7 +105,7 @@ def parse_header(text: bytes) -> WfdbHeader:
     Raises
     ------
     SignalError
-        Not a header, a record of several segments, a number out of range, or a file name with a directory.
+        Not a header, a number out of range, or a file name with a directory.
     """
     if len(text) > MAX_HEADER_BYTES:
         raise _error(f"has {len(text)} bytes, expected at most {MAX_HEADER_BYTES}")
@@ -114,6 +119,9 @@ def parse_header(text: bytes) -> WfdbHeader:
     if not fields:
         raise _error("is empty")
     name, rate, frames, count = _record_line(fields[0])
+    name, slash, segments = name.partition("/")
+    if slash:
+        return WfdbHeader(name, rate, frames, (), comments, _segments(segments, fields[1:], frames))
     if len(fields) - 1 < count:
         raise _error(f"announces {count} signals, but has {len(fields) - 1} signal lines")
     return WfdbHeader(name, rate, frames, tuple(_signal_line(line) for line in fields[1 : count + 1]), comments)
@@ -123,8 +131,6 @@ def _record_line(line: str) -> tuple[str, float, int | None, int]:
     parts = line.split()
     if len(parts) < 2:
         raise _error("has no record line (name, number of signals, sampling rate, number of samples)")
-    if "/" in parts[0]:
-        raise _error("names a record of several segments, expected one segment; read the segments one by one")
     count = _integer(parts[1], "number of signals")
     if not 1 <= count <= MAX_SIGNALS:
         raise _error(f"announces {count} signals, expected 1 to {MAX_SIGNALS}")
@@ -136,6 +142,22 @@ def _record_line(line: str) -> tuple[str, float, int | None, int]:
     if frames < 0:
         raise _error("has a negative number of samples")
     return parts[0], rate, frames or None, count
+
+
+def _segments(announced: str, lines: list[str], frames: int | None) -> tuple[tuple[str, int], ...]:
+    count = _integer(announced, "number of segments")
+    if not 1 <= count <= MAX_SEGMENTS or len(lines) < count:
+        raise _error(f"announces {count} segments and has {len(lines)} segment lines, expected 1 to {MAX_SEGMENTS}")
+    segments: list[tuple[str, int]] = []
+    for line in lines[:count]:
+        name, _, length = line.partition(" ")
+        if name != "~" and not _FILE_NAME.match(name):
+            raise _error("names a segment with a directory or odd characters, expected a plain name beside it")
+        segments.append((name, _integer(length.strip(), "length of a segment")))
+    total = sum(length for _, length in segments)
+    if min(length for _, length in segments) < 0 or frames not in (None, total):
+        raise _error(f"announces {frames} samples a lead, but its segments have {total}")
+    return tuple(segments)
 
 
 def _signal_line(line: str) -> WfdbSignal:

@@ -104,7 +104,7 @@ BAD_SEARCHES = {
     "no vitals in vitals": (search_pb.SearchRequest(query=Query(vitals=Vitals())), "INVALID_ARGUMENT", "VITALS"),
     "impossible vitals": (
         search_pb.SearchRequest(query=Query(vitals=Vitals(heart_rate_bpm=7000))), "INVALID_ARGUMENT", "VITALS"),
-    "vitals in Fahrenheit beside a text": (
+    "Fahrenheit beside a text": (
         search_pb.SearchRequest(query=Query(text="a", vitals=Vitals(temperature_c=98.6))), "INVALID_ARGUMENT", "VITALS"),
     "bad ECG beside a text": (
         search_pb.SearchRequest(query=Query(text="a", ecg=ecg(float32_millivolts=with_sample(np.nan)))),

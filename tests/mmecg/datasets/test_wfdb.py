@@ -182,7 +182,16 @@ def test_missing_samples(tmp_path: Path) -> None:
         ("record 1 100 1000\nrecord.dat 16x99999 1000/mV 16 0 0 0 0 I", "format '16x99999'"),
         ("record 1 100 1000\nrecord.dat 516 1000/mV 16 0 0 0 0 I", "cannot be decoded"),
         ("record 1 100 1000\nrecord.dat 16 1e400/mV 16 0 0 0 0 I", "gain"),
-        ("record/3 1 100 1000\nseg1 100", "several segments"),
+        ("record/3 1 100 1000\nseg1 100", "announces 3 segments and has 1"),
+        ("record/0 1 100 1000", "announces 0 segments"),
+        ("record/1 1 100 1000\n../seg1 1000", "plain name"),
+        ("record/1 1 100 1000\nseg1 many", "length of a segment"),
+        ("record/1 1 100 1000\nseg1 1000", r"seg1\.hea cannot be read"),
+        ("record/1 1 100 1000\nrecord 1000", "no segment of the record has"),
+        ("record/2 1 100 1000\nseg1 100\nseg2 100", "its segments have 200"),
+        ("record/1 1 100 1500000000\n~ 1500000000", "lasts 1.5e\\+07 s"),
+        ("record/1 1 0 1000\n~ 1000", "lasts inf s"),
+        ("record/1 1 100 1000\n~ 1000", "no segment of the record has"),
         ("record 2 100 400\n" + "record.dat 16 1000/mV 16 0 0 0 0 I\n" * 2, "named more than once"),
         ("record 1 100 1000\nrecord.dat 16 1000/mV 16 0 0 7 0 I", "checksum of I"),
     ],
@@ -225,6 +234,74 @@ def test_length_from_file_size(tmp_path: Path) -> None:
     counts = np.rint(synthetic_ecg().signal[:1] * 1000)
     record = write_16(tmp_path, counts, ["record.dat 16 1000/mV 16 0 0 0 0 I"], "record 1 100")
     assert read_wfdb(record).duration_s == 10.0
+
+
+@pytest.fixture
+def split(tmp_path: Path, wrsamp: Callable[..., None]) -> Callable[..., Path]:
+    """Write parts of an ECG as the segments of one record, each in a format and lead order of its own."""
+
+    def write(parts: list[tuple[str, tuple[str, ...], slice]], *, layout: bool = False, gap: int = 0) -> Path:
+        counts = np.rint(synthetic_ecg().signal * 200).astype(np.int64)
+        lines = ["record_layout 0"] if layout else []
+        for number, (fmt, leads, part) in enumerate(parts):
+            chosen = counts[[LEADS.index(lead) for lead in leads], part].T
+            n = len(leads)
+            wrsamp(f"record_{number}", fs=100, units=["mV"] * n, sig_name=list(leads), d_signal=chosen,
+                   fmt=[fmt] * n, adc_gain=[200.0] * n, baseline=[0] * n, write_dir=str(tmp_path))  # fmt: skip
+            lines.append(f"record_{number} {len(chosen)}")
+        lines.extend(["~ " + str(gap)] * bool(gap))
+        if layout:
+            rows = [f"~ 0 200/mV 16 0 0 0 0 {lead}" for lead in LEADS]
+            (tmp_path / "record_layout.hea").write_text("\n".join(["record_layout 12 100 0", *rows]) + "\n")
+        total = sum(int(line.split()[1]) for line in lines)
+        (tmp_path / "record.hea").write_text("\n".join([f"record/{len(lines)} 12 100 {total}", *lines]) + "\n")
+        return tmp_path / "record"
+
+    return write
+
+
+@pytest.mark.parametrize("layout", [False, True], ids=["fixed", "variable"])
+def test_segments_are_joined(split: Callable[..., Path], layout: bool) -> None:
+    order = LEADS[::-1] if layout else LEADS  # only in a variable layout may a segment have its own order
+    parts = [("16", LEADS, slice(0, 350)), ("212", order, slice(350, 400)), ("16", LEADS, slice(400, 1000))]
+    record = split(parts, layout=layout)
+    got = read_wfdb(record)
+    oracle = wfdb.rdrecord(str(record), m2s=True)
+    np.testing.assert_allclose(got.signal, oracle.p_signal[:, [oracle.sig_name.index(lead) for lead in LEADS]].T)
+    np.testing.assert_allclose(got.signal * 200, np.rint(synthetic_ecg().signal * 200), atol=1e-4)
+    assert (got.sampling_rate_hz, got.duration_s) == (100.0, 10.0)
+
+
+def test_leads_that_no_segment_has_are_missing(split: Callable[..., Path]) -> None:
+    parts = [("16", ("II", "I"), slice(0, 500)), ("16", ("I", "II"), slice(500, 1000))]
+    assert read_wfdb(split(parts, layout=True)).leads == ("I", "II")
+
+
+@pytest.mark.parametrize(("leads", "gap", "match"), [
+    (("I", "II"), 100, "I, II is not in all 3 segments"), (("I",), 0, "II is not in all 2 segments")
+])  # fmt: skip
+def test_gaps_are_refused(split: Callable[..., Path], leads: tuple[str, ...], gap: int, match: str) -> None:
+    record = split([("16", ("I", "II"), slice(0, 500)), ("16", leads, slice(500, 1000))], layout=True, gap=gap)
+    with pytest.raises(SignalError, match=match):
+        read_wfdb(record)
+    assert read_wfdb(record.with_name("record_0")).leads == ("I", "II")
+
+
+def test_segments_that_do_not_fit_are_refused(split: Callable[..., Path]) -> None:
+    record = split([("16", LEADS, slice(0, 500)), ("16", LEADS, slice(500, 1000))])
+    header, segment = record.with_suffix(".hea"), record.with_name("record_1.hea")
+    right = segment.read_text()
+    for text, match in (
+        (right.replace("12 100 500", "12 200 500"), "a segment has 200 Hz"),
+        (right.replace("12 100 500", "12 100 400"), "a segment has 400 samples a lead"),
+        (right.replace("12 100 500", "12 100 900"), "truncated"),
+        ("record_1/1 12 100 500\nrecord_0 500\n", "not in all 2 segments"),
+    ):
+        segment.write_text(text)
+        with pytest.raises(SignalError, match=match):
+            read_wfdb(record, verify_checksum=False)
+    with pytest.raises(SignalError, match="several segments"):
+        read_wfdb_bytes(header.read_bytes(), b"")
 
 
 @given(st.binary(max_size=400))
