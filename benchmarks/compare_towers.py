@@ -1,6 +1,6 @@
-"""Compare candidate ECG and text towers: the same recipe, data and number of epochs; folds 1-7, measured on fold 8.
+"""Compare candidate ECG and text towers: the same recipe, data and number of epochs, measured on fold 8.
 
-    python benchmarks/compare_towers.py --data PTB-XL --epochs 6 [--only resnet s4 …]
+    python benchmarks/compare_towers.py --data PTB-XL --epochs 6 [--folds 1 2 …] [--only S4D MiniLM …]
 
 Prints one row a candidate: parameters, seconds an epoch, zero-shot and linear-probe macro-AUROC on the fold to choose
 on, and items encoded a second. Candidates that did not ship live here, not in the library.
@@ -253,13 +253,19 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--extra-reports", type=int, default=128)
+    parser.add_argument("--folds", type=int, nargs="*", default=list(range(1, 8)), help="training folds")
     parser.add_argument("--only", nargs="*", default=[], help="candidates whose name holds one of these words")
     args = parser.parse_args()
     config = dataclasses.replace(
-        TrainingConfig(), folds=tuple(range(1, 8)), choose_fold=8, epochs=args.epochs, extra_reports=args.extra_reports
+        TrainingConfig(),
+        folds=tuple(args.folds),
+        choose_fold=8,
+        epochs=args.epochs,
+        extra_reports=args.extra_reports,
     )
     data = load_training_data(args.data, config)
-    table = Table(title=f"Candidates after {args.epochs} epochs, folds 1-7; macro-AUROC superclass / all on fold 8")
+    title = f"Candidates after {args.epochs} epochs on folds {args.folds}; macro-AUROC superclass / all on fold 8"
+    table = Table(title=title)
     for column in ("candidate", "M parameters", "s/epoch", "zero-shot", "linear probe", "ECG/s", "reports/s"):
         table.add_column(column)
     console = Console(width=160)
