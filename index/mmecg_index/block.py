@@ -21,6 +21,9 @@ EXACT_ROWS = 100_000
 _MAX_FETCH = 4096
 """Length of a ranking beyond which the exact scan is cheaper."""
 
+_MAX_SPREAD = 8
+"""Rows are looked up in a table unless it would be so many times longer than the block."""
+
 
 @dataclass(frozen=True, eq=False)
 class Block:
@@ -59,8 +62,24 @@ class Block:
         positions = positions[order]
         return self.rows[positions], positions
 
+    @cached_property
+    def _position_of_row(self) -> NDArray[np.int64] | None:
+        """The position of each row that is alive, and -1 for others; None where the rows are too far apart."""
+        positions = np.flatnonzero(self.alive)
+        rows = self.rows[positions]
+        last = int(rows.max(initial=-1))
+        if last >= _MAX_SPREAD * len(self) + 1024:
+            return None
+        table = np.full(last + 1, -1, np.int64)
+        table[rows] = positions
+        return table
+
     def positions(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the positions of those of the given ascending rows that are here and alive."""
+        table = self._position_of_row
+        if table is not None:
+            here: NDArray[np.int64] = table[rows[: np.searchsorted(rows, len(table))]]
+            return here if here.min(initial=0) >= 0 else here[here >= 0]
         known, positions = self.living
         at = np.searchsorted(known, rows)
         at = at[at < len(known)] if len(at) and at[-1] == len(known) else at
@@ -108,20 +127,23 @@ class Block:
 
         That is as good as the ranking itself, whatever the filter has to do with the embedding. Handing FAISS the
         filter as a selector is not: where a filter leaves out a query's neighbourhood (a label does), the traversal
-        stops before it meets enough that pass, and returns a full list of poor hits (measured: recall 0.13).
-        Queries that stay short are asked again for more, then scanned exactly.
+        stops before it meets enough that pass, and returns a full list of poor hits (measured: recall 0.13). A ranking
+        that reaches beyond a neighbourhood is poor, too. So a query that stays short even when asked for twice as many
+        (what is near it passes less than half as often as the rest) is scanned exactly: at the recall that is
+        promised, that is also the fastest way.
         """
         enough = min(k, count) - 1
         scores = np.full((len(queries), k), -np.inf, np.float32)
         positions = np.full((len(queries), k), -1, np.int64)
         left = np.arange(len(queries))
         fetch = k if count == len(self) else int(1.2 * k * len(self) / count) + 8
-        while len(left) and fetch <= _MAX_FETCH:
-            found = first_passing(*ann.search(np.ascontiguousarray(queries[left]), fetch), passing, k)
+        for depth in (fetch, 2 * fetch):
+            if not len(left) or depth > _MAX_FETCH:
+                break
+            found = first_passing(*ann.search(np.ascontiguousarray(queries[left]), depth), passing, k)
             full = found[1][:, enough] >= 0
             scores[left[full]], positions[left[full]] = found[0][full], found[1][full]
             left = left[~full]
-            fetch *= 4
         if len(left):
             chosen = np.flatnonzero(passing)
             scores[left], positions[left] = scan(self.matrix, np.ascontiguousarray(queries[left]), k, chosen)

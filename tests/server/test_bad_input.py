@@ -105,7 +105,8 @@ BAD_SEARCHES = {
     "impossible vitals": (
         search_pb.SearchRequest(query=Query(vitals=Vitals(heart_rate_bpm=7000))), "INVALID_ARGUMENT", "VITALS"),
     "Fahrenheit beside a text": (
-        search_pb.SearchRequest(query=Query(text="a", vitals=Vitals(temperature_c=98.6))), "INVALID_ARGUMENT", "VITALS"),
+        search_pb.SearchRequest(query=Query(text="a", vitals=Vitals(temperature_c=98.6))), "INVALID_ARGUMENT",
+        "VITALS"),
     "bad ECG beside a text": (
         search_pb.SearchRequest(query=Query(text="a", ecg=ecg(float32_millivolts=with_sample(np.nan)))),
         "INVALID_ARGUMENT", "SIGNAL"),
