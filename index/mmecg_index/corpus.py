@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from mmecg_index.cache import IndexCache
 from mmecg_index.codec import decode_study, decode_vector, encode_study, encode_vector, metadata_record
 from mmecg_index.durable import DirectoryLock, new_directory
 from mmecg_index.paging import parse_token, render_token
+from mmecg_index.passing import PassingRows
 
 _FILE = "corpus.sqlite"
 _UNKNOWN_TIME = "~"
@@ -74,6 +76,7 @@ class Corpus:
             try:
                 self._pending: dict[int, tuple[Any, ...] | None] = {}
                 self._table = self._read_table()
+                self._passing = PassingRows(self._table)
                 factory = factory or self._database.factory
                 for modality in MODALITIES:
                     self._caches[modality] = IndexCache(path / "index", modality, self._database, factory=factory)
@@ -311,11 +314,14 @@ class Corpus:
         """
         index = self._caches[target].index
         where = where or Filter()
-        if where == Filter(exclude_subject_ids=where.exclude_subject_ids, exclude_study_ids=where.exclude_study_ids):
-            excluded = self._rows_of(where.exclude_subject_ids, where.exclude_study_ids)
-            if top_k + len(excluded) <= MAX_TOP_K:
-                return index.search_without(queries, top_k, excluded)
-        return index.search(queries, top_k, rows=where.passing_rows(self.metadata()))
+        excluded = self._rows_of(where.exclude_subject_ids, where.exclude_study_ids)
+        where = replace(where, exclude_subject_ids=frozenset(), exclude_study_ids=frozenset())
+        if where == Filter() and top_k + len(excluded) <= MAX_TOP_K:
+            return index.search_without(queries, top_k, excluded)
+        table, passing = self.metadata(), self._passing
+        if passing.table is not table:
+            self._passing = passing = PassingRows(table)
+        return index.search(queries, top_k, rows=passing.of(where, excluded))
 
     def stats(self) -> CorpusStats:
         """Return what the corpus holds."""
