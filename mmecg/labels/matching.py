@@ -7,7 +7,7 @@ The automaton (Aho-Corasick) knows no words. Literals that begin a word are give
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
 
@@ -17,10 +17,9 @@ import numpy.typing as npt
 from mmecg.labels.normalise import IS_WORD, NEWLINE, SPACE, PlainText
 from mmecg.labels.rules import Kind, Literal, Role, Rules, rule_literals
 
-Ints = npt.NDArray[np.int64]
+Ints = npt.NDArray[np.int32]
 Flags = npt.NDArray[np.bool_]
 
-_MENTIONS = (Kind.FINDING, Kind.BASE)
 _IS_DIGIT = np.zeros(256, dtype=bool)
 _IS_DIGIT[[*b"0123456789"]] = True
 
@@ -31,13 +30,13 @@ class Matches:
 
     Attributes
     ----------
-    pattern : int64, shape (matches,)
-        Number of the literal in :attr:`Matcher.roles`.
-    start, end : int64, shape (matches,)
+    pattern : int32, shape (matches,)
+        Position of the literal in :attr:`Matcher.roles`.
+    start, end : int32, shape (matches,)
         Bytes of the plain text; whole words.
-    word : int64, shape (matches,)
-        Number of the first word, counted through the text.
-    sentence, language : int64, shape (matches,)
+    word : int32, shape (matches,)
+        Number of the first word, counted through the text; for punctuation, of the word behind it.
+    sentence, language : int32, shape (matches,)
         Number of the sentence, counted through the text; language as its position among the matcher's rules.
     """
 
@@ -48,10 +47,11 @@ class Matches:
     sentence: Ints
     language: Ints
 
-    def groups(self) -> Iterator[tuple[int, int]]:
-        """Yield the slice of each sentence."""
-        edges = np.flatnonzero(np.diff(self.sentence, prepend=-1, append=-2)).tolist()
-        yield from zip(edges, edges[1:], strict=False)
+    def pick(self, which: Ints | Flags) -> Matches:
+        """Return some of the matches."""
+        return Matches(
+            *(values[which] for values in (self.pattern, self.start, self.end, self.word, self.sentence, self.language))
+        )
 
 
 class Matcher:
@@ -67,33 +67,42 @@ class Matcher:
     roles : list of list of tuple of Role
         For each language and literal what the literal is; empty if it is none of the language's. Beyond the literals
         stands one entry for separators.
-    word_counts : int64, shape (literals + 1,)
+    word_counts : int32, shape (literals + 1,)
         Words that a literal holds.
     """
 
     def __init__(self, rules: tuple[Rules, ...]) -> None:
         from ahocorasick_rs import BytesAhoCorasick, Implementation
 
-        self.rules = rules
         by_language = [rule_literals(item) for item in rules]
         literals = sorted({literal for found in by_language for literal in found})
-        separator = Role(Kind.SEPARATOR, 0, "")
+        separator = (Role(Kind.SEPARATOR, 0, ""),)
         self.roles: list[list[tuple[Role, ...]]] = [
-            [*(found.get(literal, ()) for literal in literals), (separator,)] for found in by_language
+            [*(found.get(literal, ()) for literal in literals), separator] for found in by_language
         ]
-        self._keys, self._with_space = _keys(literals)
-        self._automaton = (
-            BytesAhoCorasick(self._keys, implementation=Implementation.ContiguousNFA) if literals else None
+        spaced = [not item.open_start and bool(IS_WORD[item.text[0]]) for item in literals]
+        keys = [b" " + item.text if space else item.text for item, space in zip(literals, spaced, strict=True)]
+        self._automaton = BytesAhoCorasick(keys, implementation=Implementation.ContiguousNFA) if keys else None
+        self._spaced = np.array(spaced, dtype=np.int32)
+        self._closed = _flags(literals, lambda item: not item.open_end and bool(IS_WORD[item.text[-1]]))
+        self._open_start = _flags(literals, lambda item: item.open_start)
+        self._open_end = _flags(literals, lambda item: item.open_end)
+        self._has_stop = _flags(literals, lambda item: b"." in item.text)
+        self._length = np.array([len(item.text) for item in literals] + [0], dtype=np.int32)
+        self.word_counts = np.array([_count_words(item.text) for item in literals] + [0], dtype=np.int32)
+        self._known = self._table(bool)
+        self._speaks = self._table(lambda roles: any(role.kind in (Kind.FINDING, Kind.BASE) for role in roles))
+        self._useful = self._table(lambda roles: any(role.kind is not Kind.WORD for role in roles))
+        self._separators = [
+            re.compile("|".join(map(re.escape, item.separators))) if item.separators else None for item in rules
+        ]
+        self.stops = frozenset(
+            word for item in literals for word in re.findall(rb"([a-z0-9'\x7f]+)\.(?: |$)", item.text)
         )
-        self._length = np.array([len(literal.text) for literal in literals] + [0], dtype=np.int64)
-        self._closed = np.array([not item.open_end and IS_WORD[item.text[-1]] for item in literals], dtype=bool)
-        self._open_start = np.array([item.open_start for item in literals], dtype=bool)
-        self._open_end = np.array([item.open_end for item in literals], dtype=bool)
-        self.word_counts = np.array([_count_words(item.text) for item in literals] + [0], dtype=np.int64)
-        self._known = np.array([[bool(roles) for roles in of_one] for of_one in self.roles])
-        self._mention = np.array([[_has(roles, _MENTIONS) for roles in of_one] for of_one in self.roles])
-        self._inert = np.array([[_has(roles, (Kind.WORD,)) and len(roles) == 1 for roles in x] for x in self.roles])
-        self._separators = [_compile_separators(item) for item in rules]
+
+    def _table(self, test: Callable[[tuple[Role, ...]], bool]) -> Flags:
+        """Return bool, shape (languages, literals + 1)."""
+        return np.array([[test(roles) for roles in of_one] for of_one in self.roles], dtype=bool)
 
     def match(self, plain: PlainText, raw: str) -> Matches:
         """Return the matches of every sentence that mentions a finding.
@@ -105,34 +114,29 @@ class Matcher:
         raw : str
             For separators, which are looked for in the raw text.
         """
-        pattern, start, end = self._find(plain)
-        sentence_of = np.cumsum(_sentence_ends(plain, start, end))
-        sentence = sentence_of[start]
-        language = self._languages(pattern, sentence, int(sentence_of[-1]) + 1 if sentence_of.size else 0)
-        of_match = language[sentence]
-        pattern, start, end, sentence, of_match = self._add_separators(
-            plain, raw, (pattern, start, end, sentence, of_match), language, sentence_of
-        )
-        keep = self._known[of_match, pattern] & ~self._inert[of_match, pattern]
-        speaks = np.bincount(sentence, weights=self._mention[of_match, pattern], minlength=language.size) > 0
-        keep &= speaks[sentence]
-        pattern, start, end, sentence, of_match = (values[keep] for values in (pattern, start, end, sentence, of_match))
-        order = np.lexsort((-self._length[pattern], -end, start))
-        reach = np.maximum.accumulate(end[order]) if order.size else order
-        order = order[np.concatenate([[True], end[order][1:] > reach[:-1]])] if order.size else order
-        words = np.cumsum(_word_starts(plain))
-        start = start[order]
-        word = words[np.minimum(start, words.size - 1)] if order.size else start
-        return Matches(pattern[order], start, end[order], word, sentence[order], of_match[order])
+        is_word = np.append(IS_WORD[plain.codes], False)
+        pattern, start, end = self._find(plain, is_word)
+        is_end = _sentence_ends(plain, *(values[self._has_stop[pattern]] for values in (start, end)))
+        sentence_at = np.cumsum(is_end, dtype=np.int32)
+        sentence = sentence_at[start]
+        sentences = int(sentence_at[-1]) + 1 if sentence_at.size else 0
+        language = self._languages(pattern, sentence, sentences)
+        word_at = np.cumsum(is_word[:-1] & ~np.concatenate([[False], is_word[:-2]])[: sentence_at.size], dtype=np.int32)
+        word = word_at[start] + (self.word_counts[pattern] == 0)
+        found = Matches(pattern, start, end, word.astype(np.int32), sentence, language[sentence])
+        found = self._with_separators(found, plain, raw, language, sentence_at, word_at)
+        speaks = np.zeros(sentences, dtype=bool)
+        speaks[found.sentence[self._speaks[found.language, found.pattern]]] = True
+        found = found.pick(self._useful[found.language, found.pattern] & speaks[found.sentence])
+        return found.pick(self._outermost(found))
 
-    def _find(self, plain: PlainText) -> tuple[Ints, Ints, Ints]:
+    def _find(self, plain: PlainText, is_word: Flags) -> tuple[Ints, Ints, Ints]:
         """Return pattern, start and end of every match that stands on word boundaries, in any language."""
         found = self._automaton.find_matches_as_indexes(plain.text, overlapping=True) if self._automaton else []
-        table = np.fromiter(chain.from_iterable(found), dtype=np.int64, count=3 * len(found)).reshape(-1, 3)
-        pattern, start, end = table[:, 0], table[:, 1], table[:, 2]
-        is_word = np.append(IS_WORD[plain.codes], False)
-        fits = ~(self._closed[pattern] & is_word[end])
-        pattern, start, end = pattern[fits], start[fits] + self._with_space[pattern[fits]], end[fits]
+        table = np.fromiter(chain.from_iterable(found), dtype=np.int32, count=3 * len(found)).reshape(-1, 3)
+        table = table[~(self._closed[table[:, 0]] & is_word[table[:, 2]])]
+        pattern, start, end = table.T.copy()
+        start += self._spaced[pattern]
         for opened, edge, step in ((self._open_start[pattern], start, -1), (self._open_end[pattern], end, 1)):
             if opened.any():
                 edge[opened] = _extend(is_word, edge[opened], step)
@@ -140,61 +144,65 @@ class Matcher:
 
     def _languages(self, pattern: Ints, sentence: Ints, sentences: int) -> Ints:
         """Return the language of each sentence: the one whose literals cover most."""
-        votes = [
-            np.bincount(sentence, weights=self._length[pattern] * known[pattern], minlength=sentences)
-            for known in self._known
-        ]
-        return np.argmax(votes, axis=0)
+        length = self._length[pattern]
+        votes = [np.bincount(sentence, weights=length * known[pattern], minlength=sentences) for known in self._known]
+        best: Ints = np.argmax(votes, axis=0).astype(np.int32)
+        return best
 
-    def _add_separators(
-        self, plain: PlainText, raw: str, matches: tuple[Ints, ...], language: Ints, sentence_of: Ints
-    ) -> tuple[Ints, ...]:
+    def _outermost(self, found: Matches) -> Ints:
+        """Return the order of matches by beginning, without those inside others."""
+        order = np.lexsort((-self._length[found.pattern], -found.end, found.start))
+        end = found.end[order]
+        inside = end[1:] <= np.maximum.accumulate(end)[:-1]
+        picked: Ints = order[np.concatenate([[True], ~inside])[: order.size]]
+        return picked
+
+    def _with_separators(
+        self, found: Matches, plain: PlainText, raw: str, language: Ints, sentence_at: Ints, word_at: Ints
+    ) -> Matches:
         for number, separator in enumerate(self._separators):
             if separator is None:
                 continue
-            at = np.array([found.start() for found in separator.finditer(raw)], dtype=np.int64)
-            at = np.searchsorted(plain.raw_index, at)
-            at = at[at < plain.codes.size]
-            sentence = sentence_of[at]
-            at, sentence = at[language[sentence] == number], sentence[language[sentence] == number]
-            added = (np.full(at.size, len(self._length) - 1), at, at, sentence, np.full(at.size, number))
-            matches = tuple(np.concatenate(pair) for pair in zip(matches, added, strict=True))
-        return matches
+            at = np.searchsorted(plain.raw_index, [hit.start() for hit in separator.finditer(raw)])
+            at = at[at < plain.codes.size].astype(np.int32)
+            at = at[language[sentence_at[at]] == number]
+            pattern, own = np.full(at.size, self._length.size - 1), np.full(at.size, number)
+            added = Matches(pattern, at, at, word_at[at] + 1, sentence_at[at], own)
+            columns = ("pattern", "start", "end", "word", "sentence", "language")
+            found = Matches(*(np.concatenate([getattr(found, name), getattr(added, name)]) for name in columns))
+        return found
 
 
-def _keys(literals: list[Literal]) -> tuple[list[bytes], Ints]:
-    """Return what the automaton looks for, and whether a space was put in front."""
-    spaced = [not item.open_start and bool(IS_WORD[item.text[0]]) for item in literals]
-    keys = [b" " + item.text if space else item.text for item, space in zip(literals, spaced, strict=True)]
-    return keys, np.array(spaced, dtype=np.int64)
+def _flags(literals: list[Literal], test: Callable[[Literal], bool]) -> Flags:
+    return np.array([test(item) for item in literals], dtype=bool)
 
 
 def _sentence_ends(plain: PlainText, start: Ints, end: Ints) -> Flags:
-    """Return where sentences end: line ends, semicolons, and full stops outside numbers, initials and matches."""
+    """Return where sentences end: line ends, semicolons, and full stops outside numbers, initials and matches.
+
+    Parameters
+    ----------
+    plain : PlainText
+    start, end : int32, shape (matches,)
+        Matches that hold a full stop.
+    """
     codes = plain.codes
+    ends: Flags = (codes == NEWLINE) | (codes == b";"[0])
     stop = np.flatnonzero(codes == b"."[0])
-    covered = np.zeros(codes.size + 1, dtype=np.int64)
-    np.add.at(covered, start, 1)
-    np.add.at(covered, end, -1)
-    covered = np.cumsum(covered)
     padded = np.concatenate([[SPACE, SPACE], codes, [SPACE, SPACE]])
-    before, before2, after2 = padded[stop + 1], padded[stop], padded[stop + 4]
-    raw = np.concatenate([plain.raw_index, [-9, -9]])
-    tight = raw[np.minimum(stop + 2, raw.size - 1)] - raw[stop] == 1  # no space between the stop and the next word
-    number = _IS_DIGIT[before] & _IS_DIGIT[after2] & tight
-    initial = IS_WORD[before] & ~IS_WORD[before2] & IS_WORD[after2] & tight
-    ends = (codes == NEWLINE) | (codes == b";"[0])
-    ends[stop] = ~(number | initial | (covered[stop] > 0))
+    before, before2, after = padded[stop + 1], padded[stop], padded[stop + 4]
+    origin = np.concatenate([plain.raw_index, [-9, -9]])
+    tight = origin[stop + 2] - origin[stop] == 1  # no space between the stop and the next word
+    number = _IS_DIGIT[before] & _IS_DIGIT[after]
+    initial = IS_WORD[before] & ~IS_WORD[before2] & IS_WORD[after]
+    ends[stop] = ~(tight & (number | initial))
+    for low, high in zip(start.tolist(), end.tolist(), strict=True):
+        ends[low:high] &= codes[low:high] != b"."[0]
     return ends
 
 
-def _word_starts(plain: PlainText) -> Flags:
-    is_word = IS_WORD[plain.codes]
-    return is_word & ~np.concatenate([[False], is_word[:-1]])[: is_word.size]
-
-
 def _extend(is_word: Flags, edge: Ints, step: int) -> Ints:
-    """Move edges outwards to the edges of their words."""
+    """Return edges moved outwards to the edges of their words."""
     edge = edge.copy()
     while True:
         at = edge if step > 0 else edge - 1
@@ -206,11 +214,3 @@ def _extend(is_word: Flags, edge: Ints, step: int) -> Ints:
 
 def _count_words(text: bytes) -> int:
     return len(re.findall(rb"[a-z0-9'\x7f]+", text))
-
-
-def _has(roles: tuple[Role, ...], kinds: tuple[Kind, ...]) -> bool:
-    return any(role.kind in kinds for role in roles)
-
-
-def _compile_separators(rules: Rules) -> re.Pattern[str] | None:
-    return re.compile("|".join(map(re.escape, rules.separators))) if rules.separators else None

@@ -1,32 +1,32 @@
 """Label mining: from report text to assertions with evidence.
 
-Texts are mined in blocks: joined by line ends, brought to plain form and searched in one pass. What is left of a sentence
-then is a row of literals and word distances; it is resolved (:mod:`mmecg.labels.status`) once and remembered, so that
-most sentences cost a look-up even where no two texts are equal.
+Texts are mined in blocks: joined by line ends, brought to plain form and searched in one pass. What is left of a
+sentence then is a row of literals and word distances. What matters of it (kinds and cues, not which finding) is
+resolved by :mod:`mmecg.labels.status` once and remembered, so that most sentences cost a look-up even where no two
+texts are equal.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from mmecg.labels.assertion import LabelAssertion
-from mmecg.labels.matching import Matcher, Matches
+from mmecg.labels.matching import Ints, Matcher, Matches
 from mmecg.labels.normalise import blank_masked, normalise
-from mmecg.labels.rules import LANGUAGES, RULES_FOLDER, load_rules
-from mmecg.labels.status import Event, Resolver, Statement
+from mmecg.labels.rules import LANGUAGES, RULES_FOLDER, Kind, Role, Rules, load_rules
+from mmecg.labels.sentence import JOINED_GAP, Event
+from mmecg.labels.status import ALTERNATIVE_SCOPE, QUALIFIER_SCOPE, Resolver, Statement
 from mmecg.report import check_text
 
-Ints = npt.NDArray[np.int64]
-
 MAX_REMEMBERED = 500_000
-"""Rows of literals whose statements are remembered; about 400 bytes each."""
-_FAR = 63
-"""Word distances above it count as equal; no scope reaches that far."""
+"""Kinds of sentences whose statements are remembered; some 300 bytes each."""
+
+_Row = tuple[int, int, int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -35,18 +35,20 @@ class Mined:
 
     Attributes
     ----------
-    statement : int64, shape (assertions,)
-        Position in :attr:`LabelMiner.statements`.
-    text : int64, shape (assertions,)
+    text : int32, shape (assertions,)
         Which text of the block.
-    start, end : int64, shape (assertions,)
+    finding, rule, statement : int32, shape (assertions,)
+        Positions in :attr:`LabelMiner.findings`, :attr:`LabelMiner.rules` and :attr:`LabelMiner.statements`.
+    start, end : int32, shape (assertions,)
         Evidence in that text, raw code points.
-    cue_start, cue_end : int64, shape (assertions,)
+    cue_start, cue_end : int32, shape (assertions,)
         The cue; -1 if there is none.
     """
 
-    statement: Ints
     text: Ints
+    finding: Ints
+    rule: Ints
+    statement: Ints
     start: Ints
     end: Ints
     cue_start: Ints
@@ -54,7 +56,7 @@ class Mined:
 
 
 class LabelMiner:
-    """Finds what reports say, with the words that say it.
+    """Finds what reports say, with the words that say it. Safe to use from several threads.
 
     Parameters
     ----------
@@ -65,18 +67,51 @@ class LabelMiner:
 
     Attributes
     ----------
+    findings, rules : list of str
+        Every finding and pattern name of the rules, sorted.
     statements : list of Statement
-        Every distinct statement seen so far; :attr:`Mined.statement` points into it.
+        Every distinct way of speaking seen so far.
     """
 
     def __init__(self, languages: Sequence[str] = LANGUAGES, *, folder: Path = RULES_FOLDER) -> None:
         rules = tuple(load_rules(language, folder) for language in languages)
         self.languages = tuple(languages)
+        self.findings = sorted({name for item in rules for name in item.findings})
         self.statements: list[Statement] = []
+        self._finding_numbers = {name: number for number, name in enumerate(self.findings)}
+        self._statement_numbers: dict[Statement, int] = {}
         self._matcher = Matcher(rules)
         self._resolvers = [Resolver(item) for item in rules]
-        self._numbers: dict[Statement, int] = {}
-        self._remembered: dict[bytes, Ints] = {}
+        self._far = _farthest(rules) + int(self._matcher.word_counts.max()) + 1
+        self._read_roles(rules)
+        self._remembered: dict[bytes, int] = {}
+        self._rows = _Rows()
+        self._lock = threading.Lock()
+
+    def _read_roles(self, rules: tuple[Rules, ...]) -> None:
+        """Tabulate for each language and literal: its class, finding and pattern name.
+
+        Literals of one class are alike to the resolver. A phrase that names one finding and says nothing else of it is
+        like any other such phrase (``_plain`` holds its finding, else -1), unless an "or" stands in the sentence.
+        """
+        roles, counts = self._matcher.roles, self._matcher.word_counts.tolist()
+        named = [[_naming(some) for some in of_one] for of_one in roles]
+        self.rules = sorted({role.rule for of_one in named for role in of_one if role})
+        numbers = {name: number for number, name in enumerate(self.rules)}
+        self._rule = np.array([[numbers[role.rule] if role else -1 for role in x] for x in named], dtype=np.int32)
+        plain = [[_plain_finding(item, some) for some in of_one] for item, of_one in zip(rules, roles, strict=True)]
+        self._plain = np.array([[self._finding_numbers.get(name, -1) for name in x] for x in plain], dtype=np.int32)
+        known: dict[object, int] = {}
+        self._exact = np.zeros_like(self._plain)
+        self._class = np.zeros_like(self._plain)
+        for at, of_one in enumerate(roles):
+            for pattern, some in enumerate(of_one):
+                kinds = tuple((role.kind, role.index) for role in some)
+                self._exact[at, pattern] = known.setdefault((at, counts[pattern], kinds), len(known))
+                if plain[at][pattern]:
+                    kinds = ((Kind.FINDING, -1), *kinds[1:])
+                self._class[at, pattern] = known.setdefault((at, counts[pattern], kinds), len(known))
+        self._opposes = np.array([[_opposes(item, x) for x in y] for item, y in zip(rules, roles, strict=True)])
 
     def mine(self, text: str) -> tuple[LabelAssertion, ...]:
         """Return what one report says, in order of its words.
@@ -86,102 +121,158 @@ class LabelMiner:
         ReportError
             It is too long, or not plain text (:func:`mmecg.report.check_text`).
         """
-        mined = self.mine_block([check_text(text)])
-        spans = zip(
-            mined.statement.tolist(),
-            mined.start.tolist(),
-            mined.end.tolist(),
-            mined.cue_start.tolist(),
-            mined.cue_end.tolist(),
-            strict=True,
-        )
-        return tuple(_assertion(self.statements[number], *span) for number, *span in spans)
+        mined = self.mine_block([blank_masked(check_text(text))])
+        columns = (mined.finding, mined.rule, mined.statement, mined.start, mined.end, mined.cue_start, mined.cue_end)
+        return tuple(self._assertion(*row) for row in zip(*(column.tolist() for column in columns), strict=True))
 
-    def mine_block(self, texts: Sequence[str], *, masked: bool = False) -> Mined:
+    def mine_block(self, texts: Sequence[str]) -> Mined:
         """Mine many texts at once.
 
         Parameters
         ----------
         texts : sequence of str
-        masked : bool
-            The texts hold no leaked codes or boilerplate any more.
+            Without leaked codes or boilerplate: what :func:`mmecg.labels.normalise.blank_masked` returns.
         """
-        blank = texts if masked else [blank_masked(text) for text in texts]
-        raw = "\n".join(blank)
+        raw = "\n".join(texts)
         plain = normalise(raw)
-        matches = self._matcher.match(plain, raw)
-        rows, base = self._resolve(matches)
-        number, first, last, cue = rows[:, 0], base + rows[:, 1], base + rows[:, 2], base + rows[:, 3]
-        start, end = plain.raw_index[matches.start[first]], plain.raw_index[matches.end[last] - 1] + 1
-        has_cue = rows[:, 3] >= 0
-        cue_start = np.where(has_cue, plain.raw_index[matches.start[cue]], -1)
-        cue_end = np.where(has_cue, plain.raw_index[matches.end[cue] - 1] + 1, -1)
-        lengths = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts)) + 1
-        offsets = np.cumsum(lengths) - lengths
-        text = np.searchsorted(offsets, start, side="right") - 1
+        found = self._matcher.match(plain, raw)
+        rows, base = self._resolve(found)
+        mention, first, last, cue = (base + rows[:, column] for column in (2, 3, 4, 5))
+        language, pattern = found.language[mention], found.pattern[mention]
+        is_plain = (rows[:, 0] < 0) & (self._plain[language, pattern] >= 0)
+        finding = np.where(is_plain, self._plain[language, pattern], rows[:, 0])
+        start, end = plain.raw_index[found.start[first]], plain.raw_index[found.end[last] - 1] + 1
+        lengths = np.fromiter(map(len, texts), dtype=np.int32, count=len(texts)) + 1
+        offsets = np.cumsum(lengths, dtype=np.int32) - lengths
+        text = np.searchsorted(offsets, start, side="right").astype(np.int32) - 1
         begin = offsets[text]
-        return Mined(number, text, start - begin, end - begin, cue_start - begin * has_cue, cue_end - begin * has_cue)
+        has_cue = rows[:, 5] >= 0
+        cue_start = np.where(has_cue, plain.raw_index[found.start[cue]] - begin, -1)
+        cue_end = np.where(has_cue, plain.raw_index[found.end[cue] - 1] + 1 - begin, -1)
+        rule = self._rule[language, pattern]
+        return Mined(text, finding, rule, rows[:, 1], start - begin, end - begin, cue_start, cue_end)
 
-    def _resolve(self, matches: Matches) -> tuple[Ints, Ints]:
+    def _resolve(self, found: Matches) -> tuple[Ints, Ints]:
         """Return the statements of all sentences.
 
         Returns
         -------
-        rows : int64, shape (assertions, 4)
-            Number of the statement; first and last event, and cue (-1 if none), counted in the sentence.
-        base : int64, shape (assertions,)
+        rows : int32, shape (assertions, 6)
+            Finding (-1: that of the literal) and statement; mention, first, last and cue event counted in the sentence
+            (cue -1 if there is none).
+        base : int32, shape (assertions,)
             Position of the sentence's first event among the matches.
         """
-        if not matches.pattern.size:
-            return np.empty((0, 4), dtype=np.int64), np.empty(0, dtype=np.int64)
-        words = matches.word + (self._matcher.word_counts[matches.pattern] == 0)
-        opens = np.diff(matches.sentence, prepend=-1) != 0
-        steps = np.where(opens, 0, np.clip(np.diff(words, prepend=0), 0, _FAR))
-        keys = ((matches.pattern * len(self.languages) + matches.language) * (_FAR + 1) + steps).tobytes()
-        edges = np.flatnonzero(np.append(opens, True)).tolist()
-        found: list[Ints] = []
-        for low, high in zip(edges, edges[1:], strict=False):
-            key = keys[8 * low : 8 * high]
-            rows = self._remembered.get(key)
-            if rows is None:
-                rows = self._resolve_one(matches, steps, low, high)
-                if len(self._remembered) >= MAX_REMEMBERED:
-                    self._remembered.clear()
-                self._remembered[key] = rows
-            found.append(rows)
-        counts = np.fromiter(map(len, found), dtype=np.int64, count=len(found))
-        return np.concatenate(found), np.repeat(np.array(edges[:-1]), counts)
+        opens = np.diff(found.sentence, prepend=-1) != 0
+        edges = np.append(np.flatnonzero(opens), opens.size)
+        step = np.where(opens, 0, np.clip(np.diff(found.word, prepend=0), 0, self._far))
+        opposed = np.zeros(int(found.sentence[-1]) + 1 if opens.size else 0, dtype=bool)
+        opposed[found.sentence[self._opposes[found.language, found.pattern]]] = True
+        exact = opposed[found.sentence]
+        at = (found.language, found.pattern)
+        classes = np.where(exact, self._exact[at], self._class[at])
+        keys = (classes * (self._far + 1) + step).astype(np.int32).tobytes()
+        slices = [keys[4 * low : 4 * high] for low, high in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)]
+        with self._lock:
+            if len(self._remembered) >= MAX_REMEMBERED:
+                self._remembered.clear()
+                self._rows = _Rows()
+            for number, key in enumerate(slices):
+                if key not in self._remembered:
+                    low, high = int(edges[number]), int(edges[number + 1])
+                    rows = self._resolve_one(found, step, low, high, exact=bool(exact[low]))
+                    self._remembered[key] = self._rows.add(rows)
+            kinds = np.array([self._remembered[key] for key in slices], dtype=np.int32)
+            table, counts = self._rows.gather(kinds)
+        return table, np.repeat(edges[:-1].astype(np.int32), counts)
 
-    def _resolve_one(self, matches: Matches, steps: Ints, low: int, high: int) -> Ints:
-        language = int(matches.language[low])
+    def _resolve_one(self, found: Matches, step: Ints, low: int, high: int, *, exact: bool) -> list[_Row]:
+        language = int(found.language[low])
         roles, counts = self._matcher.roles[language], self._matcher.word_counts
-        patterns, words = matches.pattern[low:high].tolist(), np.cumsum(steps[low:high]).tolist()
+        patterns, words = found.pattern[low:high].tolist(), np.cumsum(step[low:high]).tolist()
         events = [Event(roles[at], word, int(counts[at])) for at, word in zip(patterns, words, strict=True)]
-        resolved = self._resolvers[language].resolve(events)
-        rows = [[self._number(item.statement), item.first, item.last, item.cue] for item in resolved]
-        return np.array(rows, dtype=np.int64).reshape(-1, 4)
+        rows: list[_Row] = []
+        for item in self._resolvers[language].resolve(events):
+            is_plain = not exact and self._plain[language, patterns[item.mention]] >= 0
+            finding = -1 if is_plain else self._finding_numbers[item.finding]
+            statement = self._statement_numbers.setdefault(item.statement, len(self.statements))
+            if statement == len(self.statements):
+                self.statements.append(item.statement)
+            rows.append((finding, statement, item.mention, item.first, item.last, item.cue))
+        return rows
 
-    def _number(self, statement: Statement) -> int:
-        number = self._numbers.setdefault(statement, len(self.statements))
-        if number == len(self.statements):
-            self.statements.append(statement)
-        return number
+    def _assertion(
+        self, finding: int, rule: int, statement: int, start: int, end: int, cue_start: int, cue_end: int
+    ) -> LabelAssertion:
+        said = self.statements[statement]
+        return LabelAssertion(
+            finding=self.findings[finding],
+            status=said.status,
+            start=start,
+            end=end,
+            rule=self.rules[rule],
+            cue=said.cue,
+            cue_start=cue_start,
+            cue_end=cue_end,
+            qualifiers=said.qualifiers,
+            age_status=said.age_status,
+            cause_status=said.cause_status,
+            language=said.language,
+            needs_prior=said.needs_prior,
+            alternatives=said.alternatives,
+        )
 
 
-def _assertion(statement: Statement, start: int, end: int, cue_start: int, cue_end: int) -> LabelAssertion:
-    return LabelAssertion(
-        finding=statement.finding,
-        status=statement.status,
-        start=start,
-        end=end,
-        rule=statement.rule,
-        cue=statement.cue,
-        cue_start=cue_start,
-        cue_end=cue_end,
-        qualifiers=statement.qualifiers,
-        age_status=statement.age_status,
-        cause_status=statement.cause_status,
-        language=statement.language,
-        needs_prior=statement.needs_prior,
-        alternatives=statement.alternatives,
-    )
+class _Rows:
+    """A growing table: groups of rows, found by the number that they got."""
+
+    def __init__(self) -> None:
+        self._table = np.empty((1024, 6), dtype=np.int32)
+        self._begin = np.zeros(1024, dtype=np.int32)
+        self._groups = 0
+
+    def add(self, rows: list[_Row]) -> int:
+        """Append a group and return its number."""
+        begin = int(self._begin[self._groups])
+        end = begin + len(rows)
+        if end > len(self._table):
+            self._table = np.concatenate([self._table, np.empty((end, 6), dtype=np.int32)])
+        if self._groups + 2 > self._begin.size:
+            self._begin = np.concatenate([self._begin, np.zeros_like(self._begin)])
+        if rows:
+            self._table[begin:end] = rows
+        self._groups += 1
+        self._begin[self._groups] = end
+        return self._groups - 1
+
+    def gather(self, groups: Ints) -> tuple[Ints, Ints]:
+        """Return the rows of some groups one after the other, and how many each has."""
+        begin = self._begin[groups]
+        counts = self._begin[groups + 1] - begin
+        before = np.cumsum(counts, dtype=np.int32) - counts
+        at = np.arange(int(counts.sum()), dtype=np.int32) + np.repeat(begin - before, counts)
+        return self._table[at], counts
+
+
+def _farthest(rules: tuple[Rules, ...]) -> int:
+    """Return the longest word distance that makes a difference to the resolver."""
+    scopes = [cue.scope for item in rules for cue in item.cue]
+    return max([QUALIFIER_SCOPE, ALTERNATIVE_SCOPE, JOINED_GAP, *scopes])
+
+
+def _naming(roles: tuple[Role, ...]) -> Role | None:
+    return next((role for role in roles if role.kind in (Kind.FINDING, Kind.BASE)), None)
+
+
+def _plain_finding(rules: Rules, roles: tuple[Role, ...]) -> str:
+    """Return the finding of a phrase that names just one, without qualifiers or a status of its own; else nothing."""
+    role = _naming(roles)
+    if role is None or role.kind is not Kind.FINDING:
+        return ""
+    rule = rules.finding[role.index]
+    is_plain = len(rule.gives) == 1 and not rule.qualifiers.items() and rule.status == "present"
+    return rule.gives[0] if is_plain else ""
+
+
+def _opposes(rules: Rules, roles: tuple[Role, ...]) -> bool:
+    return any(role.kind is Kind.CUE and rules.cue[role.index].status == "alternative" for role in roles)

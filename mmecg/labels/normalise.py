@@ -1,9 +1,9 @@
 """Raw report text to the plain form that rules are matched on, with a map back to raw offsets.
 
 The plain form is ASCII: lower case; ä→ae, ö→oe, ü→ue, å→aa, ß→ss, other accents dropped; white space, hyphens,
-slashes, brackets, quotation marks and asterisks become one space; ``#`` before a letter is a broken ``ü``. Every word is
-preceded by exactly one space ("v.a." reads " v. a."), so that a pattern that begins with a space begins at a word. Line ends
-stay, and nothing is matched across them. Composed and decomposed Unicode give the same plain form.
+slashes, brackets, quotation marks and asterisks become one space; ``#`` before a letter is a broken ``ü``. Every word
+is preceded by exactly one space ("v.a." reads " v. a."), so that a pattern that begins with a space begins at a word.
+Line ends stay, and nothing is matched across them. Composed and decomposed Unicode give the same plain form.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +18,7 @@ import numpy.typing as npt
 from mmecg.report import masked_spans
 
 Bytes = npt.NDArray[np.uint8]
-Scalar = TypeVar("Scalar", bound=np.generic)
-Offsets = npt.NDArray[np.int64]
+Offsets = npt.NDArray[np.int32]
 
 SPACE, NEWLINE, APOSTROPHE, HASH = b" "[0], b"\n"[0], b"'"[0], b"#"[0]
 OTHER_LETTER, OTHER_SYMBOL = 0x7F, b"~"[0]
@@ -49,7 +47,7 @@ class PlainText:
         The plain form.
     codes : uint8, shape (bytes,)
         The same as an array.
-    raw_index : int64, shape (bytes,)
+    raw_index : int32, shape (bytes,)
         The raw code point that each byte stems from; never decreasing.
     """
 
@@ -79,14 +77,17 @@ def normalise(raw: str) -> PlainText:
     """
     codes, raw_index = _fold(raw)
     _mend(codes)
-    is_word, is_space = IS_WORD[codes], codes == SPACE
-    after_word, after_space = _shift(is_word, 0), _shift(is_space, 0)
-    opens_word = is_word & ~after_word & ~after_space
-    counts = (~(is_space & after_space)).astype(np.int64) + opens_word
-    source = np.repeat(np.arange(codes.size), counts)
-    plain = codes[source]
-    plain[(np.cumsum(counts) - counts)[opens_word]] = SPACE
-    return PlainText(plain.tobytes(), plain, raw_index[source])
+    is_space = codes == SPACE
+    surplus = is_space[1:] & is_space[:-1]
+    if surplus.any():
+        keep = np.concatenate([[True], ~surplus])
+        codes, raw_index, is_space = codes[keep], raw_index[keep], is_space[keep]
+    is_word = IS_WORD[codes]
+    bare = is_word.copy()  # where a word begins without a space in front
+    bare[1:] &= ~(is_word[:-1] | is_space[:-1])
+    at = np.flatnonzero(bare)
+    codes, raw_index = np.insert(codes, at, SPACE), np.insert(raw_index, at, raw_index[at])
+    return PlainText(codes.tobytes(), codes, raw_index)
 
 
 def _fold(raw: str) -> tuple[Bytes, Offsets]:
@@ -101,38 +102,35 @@ def _fold(raw: str) -> tuple[Bytes, Offsets]:
 def _fold_unicode(raw: str) -> tuple[Bytes, Offsets]:
     points = np.frombuffer(raw.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
     distinct, which = np.unique(points, return_inverse=True)
-    table = np.array([_fold_char(chr(point)) for point in distinct.tolist()], dtype=np.uint8).reshape(-1, 3)
-    first, second, length = table[which, 0], table[which, 1], table[which, 2].astype(np.int64)
-    base = _shift(first, 0)
+    table = np.array([_fold_char(chr(point)) for point in distinct.tolist()], dtype=np.uint8)
+    first, second, length = table[which].T.copy()
+    base = np.concatenate([first[:1], first[:-1]])
     umlaut = (points == _DIAERESIS) & np.isin(base, [*b"aou"])
     ring = (points == _RING) & (base == b"a"[0])
     first[umlaut], first[ring], length[umlaut | ring] = b"e"[0], b"a"[0], 1
     return _spell(first, second, length)
 
 
-def _spell(first: Bytes, second: Bytes, length: npt.NDArray[np.int64]) -> tuple[Bytes, Offsets]:
-    index = np.arange(first.size)
-    broken = (first == HASH) & np.append(_IS_LETTER[first[1:]], False)[: first.size]
-    if broken.any():
-        first[broken], second[broken], length[broken] = b"u"[0], b"e"[0], 2
+def _spell(first: Bytes, second: Bytes, length: Bytes) -> tuple[Bytes, Offsets]:
+    """Write each character as its one or two bytes, or none; a ``#`` before a letter is "ue"."""
+    index = np.arange(first.size, dtype=np.int32)
+    broken = np.flatnonzero(first[:-1] == HASH)
+    broken = broken[_IS_LETTER[first[broken + 1]]]
+    first[broken], second[broken], length[broken] = b"u"[0], b"e"[0], 2
     if bool((length == 1).all()):
         return first, index
-    begin = np.cumsum(length) - length
-    codes = np.empty(int(length.sum()), dtype=np.uint8)
-    codes[begin[length > 0]] = first[length > 0]
-    codes[begin[length == 2] + 1] = second[length == 2]
-    return codes, np.repeat(index, length)
+    source = np.repeat(index, length)
+    codes = first[source]
+    second_byte = np.concatenate([[False], source[1:] == source[:-1]])
+    codes[second_byte] = second[source[second_byte]]
+    return codes, source
 
 
 def _mend(codes: Bytes) -> None:
     """Turn apostrophes that are not inside a word into spaces, in place."""
-    is_letter = _IS_LETTER[codes]
-    codes[(codes == APOSTROPHE) & ~(_shift(is_letter, 0) & np.append(is_letter[1:], False)[: codes.size])] = SPACE
-
-
-def _shift(values: npt.NDArray[Scalar], first: int) -> npt.NDArray[Scalar]:
-    """Return the values one place later, with ``first`` in front."""
-    return np.concatenate([np.array([first], dtype=values.dtype), values[:-1]])[: values.size]
+    at = np.flatnonzero(codes == APOSTROPHE)
+    around = np.concatenate([codes, [SPACE]])
+    codes[at[~(_IS_LETTER[around[at - 1]] & _IS_LETTER[around[at + 1]])]] = SPACE
 
 
 @lru_cache(maxsize=65_536)
@@ -159,4 +157,4 @@ def _fold_char(char: str) -> tuple[int, int, int]:
 _LATIN = [_fold_char(chr(point)) for point in range(256)]
 _FIRST = np.array([item[0] for item in _LATIN], dtype=np.uint8)
 _SECOND = np.array([item[1] for item in _LATIN], dtype=np.uint8)
-_LENGTH = np.array([item[2] for item in _LATIN], dtype=np.int64)
+_LENGTH = np.array([item[2] for item in _LATIN], dtype=np.uint8)

@@ -176,6 +176,13 @@ class Rules:
                 raise ConfigError(f"compose of base {compose.base} needs a qualifier and gives; add them")
 
     @property
+    def findings(self) -> frozenset[str]:
+        """Every finding that the rules can give."""
+        phrases = [name for item in self.finding for name in item.gives]
+        composed = [name for compose in self.compose for name in compose.gives]
+        return frozenset([*phrases, *composed, *(item.default for item in self.base if item.default)])
+
+    @property
     def separators(self) -> tuple[str, ...]:
         """Separators, as they stand in raw text."""
         return tuple(pattern for entry in self.separator for pattern in entry.patterns)
@@ -268,8 +275,7 @@ def rule_literals(rules: Rules) -> dict[Literal, tuple[Role, ...]]:
     found: dict[Literal, tuple[Role, ...]] = {}
     names: dict[Literal, str] = {}
     for kind, index, rule, pattern in _patterns(rules):
-        for text in sorted(set(expand(pattern))):
-            literal = _literal(text, pattern)
+        for literal in _literals(pattern):
             roles = found.get(literal, ())
             if kind in (Kind.FINDING, Kind.BASE):
                 owner = rule.rpartition("/")[0]
@@ -340,13 +346,21 @@ def _alternatives(pattern: str, at: int, close: str) -> tuple[list[str], int]:
     return done + current, at
 
 
-def _literal(text: str, pattern: str) -> Literal:
-    text = text.strip()
-    core = text.strip("*")
-    plain = normalise(core).text.strip(b" ")
-    if not plain or "*" in core or any(code in plain for code in _UNMATCHABLE):
-        raise ConfigError(f"pattern {pattern!r} gives {text!r}, expected words, with * at the beginning or end only")
-    return Literal(plain, text.startswith("*"), text.endswith("*"))
+@lru_cache(maxsize=100_000)
+def _literals(pattern: str) -> tuple[Literal, ...]:
+    """Return the literals of a pattern, in plain form and in order."""
+    texts = [text.strip() for text in expand(pattern)]
+    plain = normalise("\n".join(text.strip("*") for text in texts)).text.split(b"\n")
+    if "\n" in pattern or len(plain) != len(texts):
+        raise ConfigError(f"pattern {pattern!r} has a line end, expected words; nothing is matched across lines")
+    found = set()
+    for text, core in zip(texts, (item.strip(b" ") for item in plain), strict=True):
+        if not core or "*" in text.strip("*") or any(code in core for code in _UNMATCHABLE):
+            raise ConfigError(
+                f"pattern {pattern!r} gives {text!r}, expected words, with * at the beginning or end only"
+            )
+        found.add(Literal(core, text.startswith("*"), text.endswith("*")))
+    return tuple(sorted(found))
 
 
 def _listed(entry: Mapping[str, Any]) -> dict[str, Any]:
