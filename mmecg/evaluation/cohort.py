@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from mmecg.datasets.ptb_xl import read_ptb_xl_signals, study_of_row
 from mmecg.ecg import LIMB_LEADS, Ecg
 from mmecg.embedding import Encoder
-from mmecg.errors import InvalidInputError, SignalError, VitalsError
+from mmecg.errors import InvalidInputError, SignalError
 from mmecg.evaluation.labels import LabelTask, label_tasks
 from mmecg.modeling.dual_encoder import DualEncoder
 from mmecg.vitals import Vitals
@@ -135,7 +134,7 @@ def read_cohort(
         subject_ids=final["subject_id"].to_numpy().astype(np.str_),
         tasks=label_tasks(final, statements),
         texts=tuple(final["report_text"].to_list()),
-        vitals=tuple(_vitals(row) for row in final.iter_rows(named=True)),
+        vitals=tuple(study_of_row(row).vitals for row in final.iter_rows(named=True)),
         encoded={name: _concatenate(found) for name, found in parts.items()},
         skipped=pl.DataFrame(failures, schema={"record": pl.String(), "reason": pl.String()}, orient="row"),
     )
@@ -196,11 +195,3 @@ def _concatenate(parts: Sequence[Encoded]) -> Encoded:
         np.concatenate([part.embedding for part in parts]),
         {name: np.concatenate([part.subsets[name] for part in parts]) for name in parts[0].subsets},
     )
-
-
-def _vitals(row: Mapping[str, Any]) -> Vitals:
-    """Return the record's vitals; a record whose vitals are impossible takes part without them."""
-    try:
-        return study_of_row(row).vitals
-    except VitalsError:
-        return Vitals()
