@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -112,3 +113,15 @@ class MinedReport:
     assertions: tuple[LabelAssertion, ...] = ()
     labels: tuple[MinedLabel, ...] = ()
     flags: tuple[str, ...] = ()
+
+
+def value_of(statuses: Iterable[Status]) -> bool | None:
+    """Return what the mentions of one finding say together.
+
+    True if one states it (present or probable), False if all deny it, else None: a doubt, a condition, an earlier or a
+    serial finding leaves it open.
+    """
+    said = set(statuses)
+    if said & {Status.PRESENT, Status.PROBABLE}:
+        return True
+    return False if said == {Status.NEGATED} else None
