@@ -1,35 +1,45 @@
-"""Unary Search with a 10 s ECG over gRPC beside the same encode and search in process, in one run.
+"""Unary Search with a 10 s ECG over gRPC beside the same work in process, in one run.
 
     python benchmarks/bench_service.py [--seconds 10] [--rounds 3] [--rate 500]
 
 The server runs in a process of its own on the bundled model and the demo corpus, as `python -m mmecg_server` starts it;
-the clients are threads of this process, and all share the machine. In process means the same Retriever called directly,
-with the same hits and studies: by one thread, by eight threads, and by one thread in batches of eight; the
-best of the last two is what eight clients are compared with. Rounds are interleaved; the median is reported.
+every client is a process of its own; all share the machine. In process means the same without transport: a serialised
+request is parsed, encoded, searched, its hits put together and the response serialised, by one thread, by eight
+threads, and by one thread in batches of eight; torch has all cores. `Retriever alone` leaves out both messages. Eight
+clients are compared with the best of these. Rounds are interleaved; the median is reported.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
 import statistics
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+from mmecg_pb.v1.search_service_pb2 import SearchRequest
+from mmecg_server import convert
 from mmecg_server.__main__ import open_retriever
 
 from mmecg.client import Client
+from mmecg.client.requests import search_request
 from mmecg.config import ServerConfig
 from mmecg.ecg import Ecg
 from mmecg.retriever import Query, Retriever
 
 CLIENTS = 8
+DISTINCT = 64
+
+Call = Callable[[int], int]
+"""Takes a counter and returns how many ECGs it answered."""
 
 
 @dataclass
@@ -54,66 +64,97 @@ def build_ecgs(count: int, rate: float) -> list[Ecg]:
     ]
 
 
-def measure(row: Row, call: Callable[[int], int], threads: int, seconds: float) -> None:
-    """Call from threads for some seconds; ``call`` takes a counter and returns how many ECGs it answered."""
+def work(call: Call, offset: int, seconds: float) -> tuple[int, list[float]]:
+    """Call for some seconds; return how many ECGs were answered, and how many ms each call took."""
     deadline = time.perf_counter() + seconds
-    lock = threading.Lock()
-    answered = 0
+    number, answered, latencies = offset, 0, []
+    while (started := time.perf_counter()) < deadline:
+        answered += call(number)
+        latencies.append(1000 * (time.perf_counter() - started))
+        number += 1
+    return answered, latencies
 
-    def work(offset: int) -> None:
-        nonlocal answered
-        number, own, latencies = offset, 0, []
-        while (started := time.perf_counter()) < deadline:
-            own += call(number)
-            latencies.append(1000 * (time.perf_counter() - started))
-            number += threads
-        with lock:
-            answered += own
-            row.latencies_ms.extend(latencies)
 
+def measure(row: Row, pool: Executor, call: Call, callers: int, seconds: float) -> None:
+    """Let callers, threads or processes, call at the same time."""
     started = time.perf_counter()
-    with ThreadPoolExecutor(threads) as pool:
-        for future in [pool.submit(work, offset) for offset in range(threads)]:
-            future.result()
-    row.per_second.append(answered / (time.perf_counter() - started))
+    running = [pool.submit(work, call, 7 * offset, seconds) for offset in range(callers)]
+    outcomes = [future.result() for future in running]
+    row.per_second.append(sum(answered for answered, _ in outcomes) / (time.perf_counter() - started))
+    for _, latencies in outcomes:
+        row.latencies_ms.extend(latencies)
 
 
-def search_in_process(retriever: Retriever, ecgs: list[Ecg], number: int, size: int = 1) -> int:
-    """Answer ``size`` searches in one call of the retriever."""
-    queries = [Query(ecg=ecgs[(number * size + i) % len(ecgs)]) for i in range(size)]
-    return len(retriever.search(queries, 10))
+class Remote:
+    """A client in its own process: connected once, by :meth:`connect`."""
+
+    client: Client
+    ecgs: list[Ecg]
+
+    @classmethod
+    def connect(cls, address: str, rate: float) -> None:
+        """Prepare this process."""
+        cls.client, cls.ecgs = Client(address), build_ecgs(DISTINCT, rate)
+
+    @classmethod
+    def search(cls, number: int) -> int:
+        """Search once."""
+        return len([cls.client.search(ecg=cls.ecgs[number % DISTINCT], top_k=10)])
+
+
+class Local:
+    """The same work in this process."""
+
+    def __init__(self, retriever: Retriever, rate: float) -> None:
+        self._retriever = retriever
+        self._queries = [Query(ecg=ecg) for ecg in build_ecgs(DISTINCT, rate)]
+        self._requests = [search_request(query, {"top_k": 10}).SerializeToString() for query in self._queries]
+
+    def one(self, number: int) -> int:
+        """Answer one request."""
+        return self._answer(number, 1)
+
+    def batch(self, number: int) -> int:
+        """Answer eight requests in one call."""
+        return self._answer(number, CLIENTS)
+
+    def retriever_alone(self, number: int) -> int:
+        """Answer eight queries that nobody has to parse, into objects that nobody has to render."""
+        queries = [self._queries[(number * CLIENTS + i) % DISTINCT] for i in range(CLIENTS)]
+        return len(self._retriever.search(queries, 10))
+
+    def _answer(self, number: int, size: int) -> int:
+        messages = [SearchRequest.FromString(self._requests[(number * size + i) % DISTINCT]) for i in range(size)]
+        searches = [convert.parse_search(message) for message in messages]
+        results = self._retriever.search([search.query for search in searches], **searches[0].options)
+        fingerprint = self._retriever.encoder.fingerprint
+        for search, result in zip(searches, results, strict=True):
+            convert.render_result(result, search.fields, fingerprint).SerializeToString()
+        return size
 
 
 def run(retriever: Retriever, address: str, options: argparse.Namespace) -> list[Row]:
     """Measure every way of calling, round after round."""
-    ecgs = build_ecgs(64, options.rate)
-    rows = [
-        Row(name, [], [])
-        for name in (
-            "gRPC, 1 client",
-            f"gRPC, {CLIENTS} clients",
-            "in process, 1 thread",
-            f"in process, {CLIENTS} threads",
-            f"in process, batches of {CLIENTS}",
-        )
-    ]
-    with Client(address) as client:
-
-        def remote(number: int) -> int:
-            return len([client.search(ecg=ecgs[number % len(ecgs)], top_k=10)])
-
-        def local(number: int) -> int:
-            return search_in_process(retriever, ecgs, number)
-
-        def batched(number: int) -> int:
-            return search_in_process(retriever, ecgs, number, CLIENTS)
-
-        ways = ((remote, 1), (remote, CLIENTS), (local, 1), (local, CLIENTS), (batched, 1))
-        for call, threads in ways:
-            measure(Row("warm-up", [], []), call, threads, 1.0)
+    local = Local(retriever, options.rate)
+    spawn = multiprocessing.get_context("spawn")
+    with (
+        ProcessPoolExecutor(CLIENTS, spawn, initializer=Remote.connect, initargs=(address, options.rate)) as processes,
+        ThreadPoolExecutor(CLIENTS) as threads,
+    ):
+        ways: list[tuple[str, Executor, Call, int]] = [
+            ("gRPC, 1 client", processes, Remote.search, 1),
+            (f"gRPC, {CLIENTS} clients", processes, Remote.search, CLIENTS),
+            ("in process, 1 thread", threads, local.one, 1),
+            (f"in process, {CLIENTS} threads", threads, local.one, CLIENTS),
+            (f"in process, batches of {CLIENTS}", threads, local.batch, 1),
+            (f"Retriever alone, batches of {CLIENTS}", threads, local.retriever_alone, 1),
+        ]
+        rows = [Row(name, [], []) for name, *_ in ways]
+        for _, pool, call, callers in reversed(ways):  # eight clients before one: they all start here
+            measure(Row("warm-up", [], []), pool, call, callers, 1.0)
         for _ in range(options.rounds):
-            for row, (call, threads) in zip(rows, ways, strict=True):
-                measure(row, call, threads, options.seconds)
+            for row, (_, pool, call, callers) in zip(rows, ways, strict=True):
+                measure(row, pool, call, callers, options.seconds)
     return rows
 
 
@@ -139,7 +180,7 @@ def main() -> None:
     options = parser.parse_args()
     process, port = start_server()
     try:
-        with open_retriever(ServerConfig()) as retriever:
+        with open_retriever(ServerConfig(torch_threads=os.cpu_count() or 1)) as retriever:
             rows = run(retriever, f"127.0.0.1:{port}", options)
     finally:
         process.terminate()
@@ -147,9 +188,11 @@ def main() -> None:
     print("| way | searches/s | p50 ms | p99 ms |\n|---|---|---|---|")
     for row in rows:
         print(f"| {' | '.join(row.cells())} |")
-    remote, threads, batches = (statistics.median(row.per_second) for row in (rows[1], rows[3], rows[4]))
-    best, name = max((threads, rows[3].name), (batches, rows[4].name))
-    print(f"\n{CLIENTS} clients reach {remote / best:.0%} of the best in process ({name})")
+    remote = statistics.median(rows[1].per_second)
+    print()
+    for others in (rows[2:5], rows[5:]):
+        best = max(others, key=lambda row: statistics.median(row.per_second))
+        print(f"{CLIENTS} clients reach {remote / statistics.median(best.per_second):.0%} of: {best.name}")
 
 
 if __name__ == "__main__":

@@ -115,7 +115,7 @@ class ServerConfig:
     precision : {"auto", "float32", "bfloat16"}
         What the ECG tower computes in; "auto" is bfloat16 where the processor has instructions for it.
     torch_threads : int
-        Threads of one encoder call; 0 leaves torch's default.
+        Threads of one encoder call; 0 is half of the processor's cores, so that the others are free for the calls.
     reflection : bool
         Answer gRPC reflection, so that tools can list services and messages.
     drain_s : float

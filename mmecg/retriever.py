@@ -239,16 +239,29 @@ class Retriever:
         at = np.searchsorted(known, rows)
         there = at < len(known)
         there[there] = known[at[there]] == rows[there]
-        ids = iter(table["study_id"].gather(at[there]).to_list())
+        ids = iter(table["study_id"][at[there]].to_list())
         return [next(ids) if here else None for here in there]
 
     def _with_studies(self, result: SearchResult, *, with_signal: bool) -> SearchResult:
         """Put the studies into the hits; a hit whose study was deleted since the search is left out."""
-        found = []
-        for hit in result.hits:
-            with contextlib.suppress(StudyNotFoundError):
-                found.append(replace(hit, study=self.corpus.get([hit.study_id], with_signal=with_signal)[0]))
-        return replace(result, hits=tuple(found))
+        ids = [hit.study_id for hit in result.hits]
+        studies = {study.study_id: study for study in get_present(self.corpus, ids, with_signal=with_signal)}
+        hits = [
+            Hit(hit.study_id, hit.score, hit.modality_scores, studies[hit.study_id])
+            for hit in result.hits
+            if hit.study_id in studies
+        ]
+        return replace(result, hits=tuple(hits))
+
+
+def get_present(corpus: CorpusStore, study_ids: Sequence[str], *, with_signal: bool) -> list[Study]:
+    """Return studies in the order asked for, without those that were deleted since they were found."""
+    try:
+        return list(corpus.get(study_ids, with_signal=with_signal))
+    except StudyNotFoundError:
+        if len(study_ids) == 1:
+            return []
+    return [study for one in study_ids for study in get_present(corpus, [one], with_signal=with_signal)]
 
 
 def study_text(study: Study, *, include_later_notes: bool = False) -> str:

@@ -196,20 +196,17 @@ class Corpus:
             What is stored is damaged.
         """
         signal = "signal" if with_signal else "NULL"
-        found = []
+        query = f"SELECT study_id, crc, subject_id, document, {signal} FROM studies"  # noqa: S608
+        stored: dict[str, tuple[Any, ...]] = {}
         with self._database.reading() as connection:
-            for study_id in study_ids:
-                stored = connection.execute(
-                    f"SELECT subject_id, document, {signal}, crc FROM studies WHERE study_id = ?",  # noqa: S608
-                    (study_id,),
-                ).fetchone()
-                if stored is None:
-                    raise StudyNotFoundError(f"study {study_id!r} is not in the corpus; list the studies it holds")
-                *content, crc = stored
+            for study_id, crc, *content in database.select_in(connection, query, "study_id", study_ids):
                 if zlib.crc32(content[1].encode()) != crc:
                     raise IndexFormatError("a stored study is damaged (checksum); restore the corpus from a backup")
-                found.append(decode_study(study_id, *content))
-        return found
+                stored[study_id] = tuple(content)
+        for study_id in study_ids:
+            if study_id not in stored:
+                raise StudyNotFoundError(f"study {study_id!r} is not in the corpus; list the studies it holds")
+        return [decode_study(study_id, *stored[study_id]) for study_id in study_ids]
 
     def delete(self, study_id: str) -> int:
         """Delete a study; return the committed sequence number. Raises ``StudyNotFoundError``."""
@@ -266,12 +263,13 @@ class Corpus:
 
     def embeddings(self, rows: NDArray[np.int64]) -> list[Mapping[str, NDArray[np.float32]]]:
         """Return the embeddings of rows; nothing for a row that is not there."""
-        query = "SELECT modality, vector, crc FROM embeddings WHERE row = ?"
+        wanted = rows.tolist()
+        found: dict[int, dict[str, NDArray[np.float32]]] = {row: {} for row in wanted}
         with self._database.reading() as connection:
-            return [
-                {modality: decode_vector(data, crc) for modality, data, crc in connection.execute(query, (row,))}
-                for row in rows.tolist()
-            ]
+            query = "SELECT row, modality, vector, crc FROM embeddings"
+            for row, modality, data, crc in database.select_in(connection, query, "row", wanted):
+                found[row][modality] = decode_vector(data, crc)
+        return [found[row] for row in wanted]
 
     def rows(self, study_ids: Sequence[str]) -> NDArray[np.int64]:
         """Return the rows of studies. Raises ``StudyNotFoundError``."""

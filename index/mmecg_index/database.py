@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import queue
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from mmecg.errors import IndexFormatError, NotReadyError
 
 APPLICATION_ID = 0x6D6D6543
 VERSION = 1
+
+_MAX_VALUES = 500
+"""Values of one statement; SQLite takes no more than 999 everywhere."""
 
 _SCHEMA = f"""
 PRAGMA application_id = {APPLICATION_ID};
@@ -74,6 +78,15 @@ def create(path: Path, *, fingerprint: str, dim: int) -> None:
         connection.execute("INSERT INTO corpus VALUES (?, ?, 0)", (fingerprint, dim))
     finally:
         connection.close()
+
+
+def select_in(
+    connection: sqlite3.Connection, query: str, column: str, values: Sequence[int] | Sequence[str]
+) -> Iterator[tuple[Any, ...]]:
+    """Yield what ``query`` selects where a column has one of the values, in any order."""
+    for start in range(0, len(values), _MAX_VALUES):
+        chunk = values[start : start + _MAX_VALUES]
+        yield from connection.execute(f"{query} WHERE {column} IN ({','.join('?' * len(chunk))})", chunk)
 
 
 class Database:

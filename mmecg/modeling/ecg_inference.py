@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mmecg.config import Precision
-from mmecg.modeling.ecg_encoder import EcgEncoder, ResidualBlock, SqueezeExcite, pool_maps
+from mmecg.modeling.ecg_encoder import EcgEncoder, ResidualBlock, pool_maps
 
 
 def resolve_dtype(precision: Precision, device: torch.device) -> torch.dtype:
@@ -86,19 +86,27 @@ class _Block:
     def __init__(self, block: ResidualBlock, dtype: torch.dtype) -> None:
         self._first = _fold(block.conv1, block.norm1, dtype)
         self._second = _fold(block.conv2, block.norm2, dtype)
-        self._gate: SqueezeExcite = block.excite
+        squeeze, _, excite, _ = block.excite.gate
+        self._squeeze, self._excite = _copy(squeeze), _copy(excite)
         self._stride = self._first.stride
         convolution = [module for module in block.shortcut if isinstance(module, nn.Conv1d)]
         self._shortcut = _fold(convolution[0], block.shortcut[-1], dtype) if convolution else None
 
     def __call__(self, x: Tensor) -> Tensor:
         branch = self._second(self._first(x).relu_())  # (batch, width, 1, steps)
-        gate = self._gate.gate(branch.mean((2, 3), dtype=torch.float32)).to(x.dtype)  # (batch, width)
+        gate = functional.linear(branch.mean((2, 3), dtype=torch.float32), *self._squeeze).relu_()
+        gate = functional.linear(gate, *self._excite).sigmoid_().to(x.dtype)  # (batch, width)
         if self._stride > 1:
             x = functional.avg_pool2d(x, (1, self._stride), ceil_mode=True)
         if self._shortcut is not None:
             x = self._shortcut(x)
         return torch.addcmul(x, branch, gate[:, :, None, None]).relu_()
+
+
+def _copy(linear: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return weight and bias of a linear layer."""
+    linear = cast("nn.Linear", linear)
+    return linear.weight.detach().clone(), linear.bias.detach().clone()
 
 
 def _fold(convolution: nn.Module, norm: nn.Module, dtype: torch.dtype) -> _Convolution:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import sys
 import tempfile
@@ -90,8 +91,7 @@ def open_retriever(config: ServerConfig) -> Iterator[Retriever]:
 
     from mmecg.bundle import load_bundle
 
-    if config.torch_threads:
-        torch.set_num_threads(config.torch_threads)
+    torch.set_num_threads(config.torch_threads or max(1, (os.cpu_count() or 1) // 2))
     encoder = load_bundle(config.bundle, precision=config.precision).encoder
     with tempfile.TemporaryDirectory(prefix="mmecg-demo-") as folder:
         path = config.corpus or Path(folder) / "corpus"

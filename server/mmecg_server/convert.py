@@ -229,7 +229,9 @@ def check_batch(items: Sequence[object], name: str, limits: LimitsConfig) -> Non
 
 def render_masked(study: Study, fields: frozenset[str]) -> study_pb2.Study:
     """Render the fields of a study that a read mask names."""
-    message = render_study(study if "ecg" in fields else dataclasses.replace(study, ecg=None))
+    if study.ecg is not None and "ecg" not in fields:
+        study = dataclasses.replace(study, ecg=None)
+    message = render_study(study)
     for name in STUDY_FIELDS - fields:
         message.ClearField(name)  # type: ignore[arg-type]
     return message

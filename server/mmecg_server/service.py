@@ -24,9 +24,9 @@ from mmecg_pb.v1 import (
 
 from mmecg.client.messages import parse_ecg, parse_vitals, render_embedding
 from mmecg.config import LimitsConfig
-from mmecg.errors import NotReadyError, StudyNotFoundError
-from mmecg.retriever import Retriever
-from mmecg.search import CorpusStore, SearchResult
+from mmecg.errors import NotReadyError
+from mmecg.retriever import Retriever, get_present
+from mmecg.search import SearchResult
 from mmecg.study import Study, check_id
 from mmecg_server import convert
 from mmecg_server.interceptors import Gate
@@ -257,16 +257,6 @@ def add_services(server: grpc.Server, backend: Backend) -> None:
     search_service_pb2_grpc.add_SearchServiceServicer_to_server(SearchService(backend), server)
     corpus_service_pb2_grpc.add_CorpusServiceServicer_to_server(CorpusService(backend), server)
     info_service_pb2_grpc.add_InfoServiceServicer_to_server(InfoService(backend), server)
-
-
-def get_present(corpus: CorpusStore, study_ids: Sequence[str], *, with_signal: bool) -> list[Study]:
-    """Return studies in the order asked for, without those that were deleted since they were listed."""
-    try:
-        return list(corpus.get(study_ids, with_signal=with_signal))
-    except StudyNotFoundError:
-        if len(study_ids) == 1:
-            return []
-    return [study for one in study_ids for study in get_present(corpus, [one], with_signal=with_signal)]
 
 
 def search_all(retriever: Retriever, searches: Sequence[convert.Search]) -> list[tuple[convert.Search, SearchResult]]:
