@@ -152,6 +152,36 @@ def test_an_unfiltered_search_never_comes_back_short(monkeypatch: pytest.MonkeyP
     assert (found.rows >= 0).all()
 
 
+def test_a_query_whose_neighbourhood_is_filtered_away_is_answered_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(block, "EXACT_ROWS", 50)
+    data, cluster = clustered(6000, 30)
+    index, oracle = FaissIndex(DIM, "f", factory="HNSW8"), ExactIndex(DIM, "f")
+    for each in (index, oracle):
+        each.upsert(np.arange(6000), data)
+    index.compact()
+    far, near = (np.ascontiguousarray(data[wanted][:20]) for wanted in (cluster >= 6, cluster < 6))
+    rows = np.flatnonzero(cluster < 6)
+    found, truth = (each.search(far, 10, rows=rows) for each in (index, oracle))
+    assert found.plan == truth.plan
+    same_up_to_ties(found, truth)
+    assert index.search(near, 10, rows=rows).plan.engine == "HNSW8"
+    assert recall(index.search(near, 10, rows=rows), oracle.search(near, 10, rows=rows)) >= 0.97
+
+
+@pytest.mark.parametrize("spacing", [1, 5, 10**12])
+def test_rows_may_be_dense_or_far_apart(spacing: int) -> None:
+    index, oracle = FaissIndex(DIM, "f"), ExactIndex(DIM, "f")
+    for each in (index, oracle):
+        each.upsert(np.arange(500) * spacing, vectors(500))
+        each.upsert(np.arange(400, 600) * spacing, vectors(200, 1))
+        each.remove(np.arange(10, 20) * spacing)
+    for chosen in ([], [15], [599, 600, 700], range(5, 700, 3), [-(-(2**60) // spacing)]):
+        rows = np.array(chosen, np.int64) * spacing
+        found, truth = (each.search(vectors(3, 2), 10, rows=rows) for each in (index, oracle))
+        assert found.plan == truth.plan
+        same_up_to_ties(found, truth)
+
+
 def test_longer_rankings_begin_with_shorter_ones_despite_ties() -> None:
     index = FaissIndex(DIM, "f")
     index.upsert(np.arange(600), vectors(6)[np.arange(600) % 6])
