@@ -54,7 +54,7 @@ class Cohort:
 
     Attributes
     ----------
-    subject_ids : str, shape (n,)
+    study_ids, subject_ids : str, shape (n,)
     tasks : mapping of str to LabelTask
     texts : tuple of str, length n
         Clean reports; may be empty.
@@ -66,6 +66,7 @@ class Cohort:
         Columns ``record`` and ``reason``.
     """
 
+    study_ids: NDArray[np.str_]
     subject_ids: NDArray[np.str_]
     tasks: Mapping[str, LabelTask]
     texts: tuple[str, ...]
@@ -131,6 +132,7 @@ def read_cohort(
         raise InvalidInputError(f"none of the {table.height} {what} can be read, expected some; first reason: {reason}")
     final = read.table[kept]
     return Cohort(
+        study_ids=final["study_id"].to_numpy().astype(np.str_),
         subject_ids=final["subject_id"].to_numpy().astype(np.str_),
         tasks=label_tasks(final, statements),
         texts=tuple(final["report_text"].to_list()),

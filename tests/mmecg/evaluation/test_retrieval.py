@@ -34,6 +34,7 @@ def _setting(
     names = tuple(f"L{index}" for index in range(labels.shape[1]))
     encoded = Encoded(embedding, embedding, {})
     cohort = Cohort(
+        study_ids=np.array([]),
         subject_ids=np.array(subjects),
         tasks={
             "superclass": LabelTask("superclass", names, labels, labels.any(axis=1)),

@@ -1,0 +1,278 @@
+"""What the ECG says about a label, and the stack of text and ECG.
+
+Channels are scores of every label for every record, on scales that carry over from one bundle to the next:
+
+===========  =======================================================================================================
+``text``     log-odds from the words (:mod:`mmecg.labels.evidence`)
+``probe``    log-odds of a linear probe on the ECG tower's features
+``votes``    log-odds of the similarity-weighted votes of the nearest training ECGs
+``zero_shot``  cosine of the ECG with the label's prompts, as standard deviations from the training records' mean
+===========  =======================================================================================================
+
+The stack is a logistic regression a label over the channels of *all* labels. Its weights are shared slopes for the own
+channels of a label, plus departures that a ridge draws to zero: weakly for the own channels, strongly for those of
+other labels. With few gold labels the departures vanish and the labels borrow strength from each other.
+
+The scores of a bundle on records that it was trained on flatter it. Stacks are therefore fitted on scores of bundles of
+the same shape that did not see the record (``scripts/train-labels``), then used with the shipped one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmecg.errors import ConfigError, InvalidInputError
+from mmecg.labels.logistic import cross_entropy, expit, f1_thresholds, logit
+
+ECG_CHANNELS: tuple[str, ...] = ("probe", "votes", "zero_shot")
+CHANNELS: tuple[str, ...] = ("text", *ECG_CHANNELS)
+NEIGHBOURS = 50
+VOTE_TEMPERATURE = 0.05
+"""A neighbour's vote is proportional to ``exp(cosine / 0.05)``, as in :mod:`mmecg.evaluation.neighbours`."""
+
+_CLIP = 10.0
+_BLOCK = 512
+_VOTE_FLOOR = 0.003
+_INT8 = 127.0
+
+Scores = Mapping[str, NDArray[np.floating]]
+
+
+@dataclass(frozen=True)
+class EcgReader:
+    """What turns the output of one bundle's ECG tower into the channels of :data:`ECG_CHANNELS`.
+
+    Attributes
+    ----------
+    fingerprint : str
+        Of the bundle.
+    labels : tuple of str
+    probe_weight : float32, shape (features, labels)
+    probe_bias : float32, shape (labels,)
+    prompts : float32, shape (labels, dim), unit norm
+    prompt_mean, prompt_scale : float32, shape (labels,)
+        Of the cosines of the training records.
+    corpus : int8, shape (corpus, dim)
+        Embeddings of training records times 127.
+    corpus_labels : bool, shape (corpus, labels)
+    """
+
+    fingerprint: str
+    labels: tuple[str, ...]
+    probe_weight: NDArray[np.float32]
+    probe_bias: NDArray[np.float32]
+    prompts: NDArray[np.float32]
+    prompt_mean: NDArray[np.float32]
+    prompt_scale: NDArray[np.float32]
+    corpus: NDArray[np.int8]
+    corpus_labels: NDArray[np.bool_]
+
+    def scores(self, features: NDArray[np.float32], embedding: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        """Return the ECG channels.
+
+        Parameters
+        ----------
+        features : float32, shape (n, features)
+        embedding : float32, shape (n, dim), unit norm
+        """
+        cosines = (embedding @ self.prompts.T - self.prompt_mean) / self.prompt_scale
+        return {
+            "probe": np.clip(features @ self.probe_weight + self.probe_bias, -_CLIP, _CLIP).astype(np.float32),
+            "votes": vote(embedding, self.corpus.astype(np.float32) / _INT8, self.corpus_labels),
+            "zero_shot": np.asarray(cosines, np.float32),
+        }
+
+    def check(self, fingerprint: str) -> None:
+        """Raise ``ConfigError`` unless the reader was fitted on the bundle of this fingerprint."""
+        if fingerprint != self.fingerprint:
+            raise ConfigError(
+                f"label weights are of bundle {self.fingerprint[:12]}, got bundle {fingerprint[:12]}; use that bundle, "
+                "or fit weights for this one with scripts/train-labels"
+            )
+
+
+def vote(
+    queries: NDArray[np.float32], corpus: NDArray[np.float32], corpus_labels: NDArray[np.floating] | NDArray[np.bool_]
+) -> NDArray[np.float32]:
+    """Return the log-odds of the votes of the 50 nearest corpus entries for every label.
+
+    Parameters
+    ----------
+    queries : float32, shape (queries, dim), unit norm
+    corpus : float32, shape (corpus, dim), unit norm
+    corpus_labels : bool or floating, shape (corpus, labels)
+        Gold, or the probabilities of mined labels.
+
+    Returns
+    -------
+    float32, shape (queries, labels)
+    """
+    k = min(NEIGHBOURS, len(corpus))
+    labels = np.asarray(corpus_labels, np.float32)
+    found = np.empty((len(queries), labels.shape[1]), np.float32)
+    for start in range(0, len(queries), _BLOCK):
+        similarity = queries[start : start + _BLOCK] @ corpus.T
+        nearest = np.argpartition(similarity, len(corpus) - k, axis=1)[:, len(corpus) - k :]
+        closeness = np.take_along_axis(similarity, nearest, axis=1)
+        votes = np.exp((closeness - closeness.max(axis=1, keepdims=True)) / VOTE_TEMPERATURE)
+        votes /= votes.sum(axis=1, keepdims=True)
+        share = np.einsum("qk,qkl->ql", votes, labels[nearest])
+        found[start : start + _BLOCK] = logit((share + _VOTE_FLOOR) / (1 + 2 * _VOTE_FLOOR))
+    return found
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Weights over channels.
+
+    Attributes
+    ----------
+    labels, channels : tuple of str
+    weight : float32, shape (channels * labels, labels)
+        Rows are channel by channel, label by label.
+    bias : float32, shape (labels,)
+    thresholds : float32, shape (labels,)
+        Log-odds from which on a label is decided present.
+    """
+
+    labels: tuple[str, ...]
+    channels: tuple[str, ...]
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32]
+    thresholds: NDArray[np.float32]
+
+    def log_odds(self, scores: Scores) -> NDArray[np.float32]:
+        """Return the log-odds of every label: float32, shape (n, labels)."""
+        return np.asarray(design(scores, self.channels) @ self.weight + self.bias, np.float32)
+
+    def probabilities(self, scores: Scores) -> NDArray[np.float64]:
+        """Return the probability of every label: float64, shape (n, labels)."""
+        return expit(self.log_odds(scores))
+
+
+@dataclass(frozen=True)
+class Ridge:
+    """How strongly departures from the shared slopes are drawn to zero; see the module's docstring.
+
+    Attributes
+    ----------
+    own : float
+        For a label's own channels.
+    cross : float
+        For the channels of other labels; infinite leaves them out.
+    """
+
+    own: float = 3.0
+    cross: float = 300.0
+
+
+def fit_stack(
+    scores: Scores,
+    gold: NDArray[np.bool_],
+    labels: Sequence[str],
+    channels: Sequence[str],
+    *,
+    ridge: Ridge,
+    groups: NDArray[np.generic] | None = None,
+) -> tuple[Stack, NDArray[np.float32]]:
+    """Fit a stack on scores of records that neither the text weights nor the bundle had seen.
+
+    Parameters
+    ----------
+    scores : mapping of channel to floating, shape (n, labels)
+    gold : bool, shape (n, labels)
+    labels, channels : sequence of str
+    ridge : Ridge
+    groups : shape (n,), optional
+        Held out one at a time for the thresholds. Without groups the thresholds come from the probabilities themselves
+        (:func:`expected_f1_thresholds`).
+
+    Returns
+    -------
+    stack : Stack
+    held_out : float32, shape (n, labels)
+        Log-odds of each record from weights fitted without its group; without groups those of the stack itself.
+    """
+    inputs = design(scores, channels)
+    weight, bias = _fit(inputs, gold, len(channels), ridge)
+    held_out = inputs @ weight + bias
+    if groups is None:
+        thresholds = expected_f1_thresholds(held_out)
+    else:
+        for name in np.unique(groups):
+            out = groups == name
+            partial, offset = _fit(inputs[~out], gold[~out], len(channels), ridge)
+            held_out[out] = inputs[out] @ partial + offset
+        thresholds = f1_thresholds(held_out, gold)
+    return Stack(tuple(labels), tuple(channels), weight, bias, thresholds), held_out
+
+
+def expected_f1_thresholds(log_odds: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Return the log-odds of every label from which on a positive decision has the best expected F1.
+
+    The expectation takes the probabilities at their word, so no gold is spent on thresholds.
+
+    Parameters
+    ----------
+    log_odds : floating, shape (n, labels)
+    """
+    ordered = -np.sort(-expit(log_odds), axis=0)
+    hits = np.cumsum(ordered, axis=0)
+    best = (2 * hits / (np.arange(1, len(ordered) + 1)[:, None] + hits[-1])).argmax(axis=0)
+    columns = np.arange(ordered.shape[1])
+    middle = (ordered[best, columns] + ordered[np.minimum(best + 1, len(ordered) - 1), columns]) / 2
+    return logit(middle).astype(np.float32)
+
+
+def design(scores: Scores, channels: Sequence[str]) -> NDArray[np.float32]:
+    """Return the channels side by side: float32, shape (n, channels * labels).
+
+    Raises
+    ------
+    InvalidInputError
+        A channel is missing.
+    """
+    if missing := [name for name in channels if name not in scores]:
+        raise InvalidInputError(
+            f"scores lack the channel {missing[0]!r}, expected {', '.join(channels)}", field="scores"
+        )
+    return np.concatenate([np.clip(scores[name], -_CLIP, _CLIP) for name in channels], axis=1).astype(np.float32)
+
+
+def _fit(
+    inputs: NDArray[np.float32], gold: NDArray[np.bool_], channels: int, ridge: Ridge
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    from scipy.optimize import minimize
+
+    count = gold.shape[1]
+    own = np.tile(np.eye(count, dtype=np.bool_), (channels, 1))
+    penalty = np.where(own, ridge.own, ridge.cross)
+    free = np.isfinite(penalty)
+    penalty = np.where(free, penalty, 0.0)
+    target = gold.astype(np.float32)
+    rate = (gold.sum(axis=0) + 0.5) / (len(gold) + 1.0)
+    base = logit(rate)
+    cut = channels + own.size
+
+    def unpack(flat: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        departure = flat[channels:cut].reshape(own.shape) * free
+        return own * np.repeat(flat[:channels], count)[:, None] + departure, departure, flat[cut:] + base
+
+    def objective(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        weight, departure, bias = unpack(flat)
+        loss, residual = cross_entropy(inputs @ weight.astype(np.float32) + bias.astype(np.float32), target, 1.0)
+        slope = (inputs.T @ residual).astype(np.float64)
+        shared = np.where(own, slope, 0.0).reshape(channels, -1).sum(axis=1)
+        loss += float((penalty * departure**2).sum() / 2 + 0.01 * np.square(flat[cut:]).sum() / 2)
+        bent = (slope + penalty * departure) * free
+        offset = residual.sum(axis=0, dtype=np.float64) + 0.01 * flat[cut:]
+        return loss, np.concatenate([shared, bent.ravel(), offset])
+
+    start = np.concatenate([np.full(channels, 1.0 / channels), np.zeros(own.size + count)])
+    options = {"maxiter": 120, "maxfun": 200, "maxcor": 10, "ftol": 1e-7}
+    weight, _, bias = unpack(minimize(objective, start, jac=True, method="L-BFGS-B", options=options).x)
+    return weight.astype(np.float32), bias.astype(np.float32)

@@ -1,0 +1,224 @@
+"""What the words of a report mean for each label: probabilities learnt on gold, one cue and phrase at a time.
+
+A report is described by its assertions alone, never by its raw words. Each assertion gives a chain of features from
+general to specific (finding; with status; with cue; with language; the very rule with its cue). One logistic
+regression a label adds the weights of all features of a report. As every weight is drawn towards zero, a rare phrase
+keeps what its parents say, and departs from it as far as its own records carry. Findings said beside a label count as
+well, and a report in which nothing was found has a feature of its own.
+
+A *mention* has a probability of its own: how often the finding is gold where it is said in this way, drawn towards the
+rate of the next more general way where few records say it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmecg.errors import InvalidInputError
+from mmecg.labels.assertion import LabelAssertion
+from mmecg.labels.logistic import expit, f1_thresholds, fit_logistic
+
+PENALTY = 2.0
+MIN_REPORTS = 3
+"""A feature of fewer training reports is left out."""
+
+MENTION_PRIOR = 10.0
+"""Weight of the more general rate in a mention's probability, in records."""
+
+Reports = Sequence[Sequence[LabelAssertion]]
+
+
+@dataclass(frozen=True)
+class TextEvidence:
+    """Weights of the features of a report for every label.
+
+    Attributes
+    ----------
+    labels : tuple of str
+    features : tuple of str
+        Sorted.
+    weight : float32, shape (features, labels)
+    bias : float32, shape (labels,)
+    thresholds : float32, shape (labels,)
+        Log-odds from which on a label is decided present; chosen for F1 on held-out training folds.
+    mentions : mapping of str to float
+        Way of speaking to the rate at which the finding is gold.
+    """
+
+    labels: tuple[str, ...]
+    features: tuple[str, ...]
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32]
+    thresholds: NDArray[np.float32]
+    mentions: Mapping[str, float]
+
+    def log_odds(self, reports: Reports) -> NDArray[np.float32]:
+        """Return the log-odds of every label from each report's assertions: float32, shape (n, labels)."""
+        return np.asarray(feature_matrix(reports, self.features) @ self.weight + self.bias, np.float32)
+
+    def probabilities(self, reports: Reports) -> NDArray[np.float64]:
+        """Return the probability of every label from each report's assertions: float64, shape (n, labels)."""
+        return expit(self.log_odds(reports))
+
+    def mention_probability(self, assertion: LabelAssertion) -> float:
+        """Return how often a finding is gold where a report speaks of it in this way.
+
+        A finding without gold of its own has the rate of its status over all findings.
+        """
+        return next(self.mentions[way] for way in (*_ways(assertion), "") if way in self.mentions)
+
+
+@dataclass(frozen=True)
+class FittedText:
+    """Fitted weights, and what they say of the training reports while those were held out.
+
+    Attributes
+    ----------
+    evidence : TextEvidence
+    held_out : float32, shape (n, labels)
+        Log-odds of each training report from weights that were fitted without its group.
+    """
+
+    evidence: TextEvidence
+    held_out: NDArray[np.float32]
+
+
+def fit_text_evidence(
+    reports: Reports,
+    gold: NDArray[np.bool_],
+    labels: Sequence[str],
+    groups: NDArray[np.generic],
+    *,
+    penalty: float = PENALTY,
+) -> FittedText:
+    """Learn what words mean from reports with gold labels.
+
+    Parameters
+    ----------
+    reports : sequence of sequence of LabelAssertion, length n
+    gold : bool, shape (n, labels)
+    labels : sequence of str
+    groups : shape (n,)
+        Held out one at a time for the thresholds; all records of a patient must share one.
+    penalty : float
+
+    Raises
+    ------
+    InvalidInputError
+        There are fewer than two groups.
+    """
+    names = np.unique(groups)
+    if len(names) < 2:
+        raise InvalidInputError(f"{len(names)} group of records, expected at least 2; give their folds", field="groups")
+    features = _common_features(reports)
+    inputs = feature_matrix(reports, features)
+    held_out = np.empty(gold.shape, np.float32)
+    for name in names:
+        out = groups == name
+        weight, bias = fit_logistic(inputs[~out], gold[~out], penalty=penalty)
+        held_out[out] = inputs[out] @ weight + bias
+    weight, bias = fit_logistic(inputs, gold, penalty=penalty)
+    thresholds = f1_thresholds(held_out, gold)
+    mentions = mention_rates(reports, gold, labels)
+    return FittedText(TextEvidence(tuple(labels), features, weight, bias, thresholds, mentions), held_out)
+
+
+def report_features(assertions: Sequence[LabelAssertion]) -> set[str]:
+    """Return the features of one report."""
+    if not assertions:
+        return {"nothing found"}
+    languages = Counter(assertion.language for assertion in assertions)
+    return {f"language={languages.most_common(1)[0][0]}", *(name for item in assertions for name in _features(item))}
+
+
+def feature_matrix(reports: Reports, features: Sequence[str]) -> Any:
+    """Return which report has which feature.
+
+    Parameters
+    ----------
+    reports : sequence of sequence of LabelAssertion, length n
+    features : sequence of str
+
+    Returns
+    -------
+    scipy.sparse.csr_matrix, float32, shape (n, features)
+    """
+    from scipy import sparse
+
+    column = {name: index for index, name in enumerate(features)}
+    indices: list[int] = []
+    ends = [0]
+    for assertions in reports:
+        indices += sorted(column[name] for name in report_features(assertions) if name in column)
+        ends.append(len(indices))
+    shape = (len(reports), len(features))
+    return sparse.csr_matrix((np.ones(len(indices), np.float32), np.array(indices, np.int32), ends), shape=shape)
+
+
+def mention_rates(reports: Reports, gold: NDArray[np.bool_], labels: Sequence[str]) -> dict[str, float]:
+    """Return the rate at which a mentioned finding is gold, for every way of speaking of it.
+
+    A rate is ``(gold + 10 parent) / (mentions + 10)`` with the rate of the next more general way as ``parent``.
+
+    Parameters
+    ----------
+    reports : sequence of sequence of LabelAssertion, length n
+    gold : bool, shape (n, labels)
+    labels : sequence of str
+    """
+    column = {label: index for index, label in enumerate(labels)}
+    said: Counter[str] = Counter()
+    right: Counter[str] = Counter()
+    parent: dict[str, str] = {}
+    for row, assertions in enumerate(reports):
+        for assertion in assertions:
+            if assertion.finding not in column:
+                continue
+            ways = [*_ways(assertion), ""]
+            parent.update(pairwise(ways))
+            said.update(ways)
+            if gold[row, column[assertion.finding]]:
+                right.update(ways)
+    rates = {"": (right[""] + 1.0) / (said[""] + 2.0)}
+    for way in sorted(parent, key=lambda name: name.count("|")):
+        rates[way] = (right[way] + MENTION_PRIOR * rates[parent[way]]) / (said[way] + MENTION_PRIOR)
+    return rates
+
+
+def _common_features(reports: Reports) -> tuple[str, ...]:
+    counts = Counter(name for assertions in reports for name in report_features(assertions))
+    return tuple(sorted(name for name, count in counts.items() if count >= MIN_REPORTS))
+
+
+def _features(assertion: LabelAssertion) -> Iterable[str]:
+    finding, said = assertion.finding, f"{assertion.finding} {assertion.status}"
+    yield finding
+    yield said
+    yield f"{said} {assertion.language}"
+    yield f"rule {assertion.rule}"
+    if assertion.cue:
+        yield f"cue {assertion.cue}"
+        yield f"{finding} cue {assertion.cue}"
+        yield f"rule {assertion.rule} cue {assertion.cue}"
+    for kind, value in assertion.qualifiers:
+        yield f"{finding} {kind}={value}"
+    if assertion.age_status is not None:
+        yield f"{finding} age {assertion.age_status}"
+    if assertion.cause_status is not None:
+        yield f"{finding} cause {assertion.cause_status}"
+
+
+def _ways(assertion: LabelAssertion) -> Iterator[str]:
+    """Yield the ways of speaking that a mention is one of, from specific to general."""
+    said = f"{assertion.status}|{assertion.finding}"
+    yield f"{said}|{assertion.cue}|{assertion.rule}"
+    yield f"{said}|{assertion.cue}"
+    yield said
+    yield str(assertion.status)
