@@ -40,6 +40,9 @@ QRS complexes of a surface ECG stay below about 5 mV even in marked hypertrophy;
 the *sum* of two waves. A 99th percentile above 15 mV means microvolt, ADC counts or an artefact over the whole lead.
 """
 
+_MAX_SAMPLE_MV = 1e9
+"""No electrode sees a megavolt; beyond that, filters and encoders would overflow."""
+
 _MAX_DECIMATED = 100_000
 """Most samples of a lead that are decimated at once; it needs four times their memory."""
 
@@ -238,14 +241,13 @@ def _decimate(signal: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
     start, end = flat[:, :1], flat[:, -1:]
     padded = np.zeros((len(flat), (length + reach - 1) * factor), np.float32)
     inside = padded[:, reach // 2 * factor :][:, :samples]
-    with np.errstate(over="ignore", invalid="ignore"):  # a lead of pure artefact may be of any size
-        slope = (end - start) / np.float32(max(samples - 1, 1))
-        np.subtract(flat, start + slope * np.arange(samples, dtype=np.float32), out=inside)
-        # One product a lead, not one for all: for 10 s that stays below the size at which BLAS starts threads.
-        parts = padded.reshape(len(flat), -1, factor) @ taps  # (leads, blocks, reach)
-        out = start + slope * np.arange(0, length * factor, factor, dtype=np.float32)
-        for block in range(reach):
-            out += parts[:, block : block + length, block]
+    slope = (end - start) / np.float32(max(samples - 1, 1))
+    np.subtract(flat, start + slope * np.arange(samples, dtype=np.float32), out=inside)
+    # One product a lead, not one for all: for 10 s that stays below the size at which BLAS starts threads.
+    parts = padded.reshape(len(flat), -1, factor) @ taps  # (leads, blocks, reach)
+    out = start + slope * np.arange(0, length * factor, factor, dtype=np.float32)
+    for block in range(reach):
+        out += parts[:, block : block + length, block]
     return out.reshape(*signal.shape[:-1], length)
 
 
@@ -337,10 +339,17 @@ def _check_amplitude(signal: NDArray[np.float32], mask: NDArray[np.bool_]) -> No
     present = signal[mask]
     if not present.any():
         raise SignalError("every sample is zero, expected a recording in millivolt", field="ecg.signal")
-    if np.abs(present).max() <= MAX_PLAUSIBLE_MV / 2:
+    peak = np.abs(present).max()
+    if peak > _MAX_SAMPLE_MV:
+        raise SignalError(
+            f"a sample is {peak:.3g} mV, expected at most {_MAX_SAMPLE_MV:.3g} mV even of an artefact; "
+            "the samples are damaged, or of another type than they are read as",
+            field="ecg.signal",
+        )
+    if peak <= MAX_PLAUSIBLE_MV / 2:
         return  # no deviation from a median can exceed the limit: the quick way out for nearly every recording
     # A typical lead that moves decides: one lead full of artefact does not condemn the recording, and flat leads do
-    # not hide a wrong unit. An overflow leaves NaN, which counts as moving and is refused.
+    # not hide a wrong unit.
     deviation = np.abs(present - np.median(present, axis=1, keepdims=True))
     amplitude = np.percentile(deviation, 99, axis=1)
     moving = amplitude[amplitude != 0]

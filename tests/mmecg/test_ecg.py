@@ -123,6 +123,14 @@ def test_resample_keeps_the_wave_and_the_offset(rate: float) -> None:
     assert np.abs(got[0] - 2).max() < 1.6
 
 
+@pytest.mark.parametrize("value", [9.2e18, -3e38])
+def test_one_sample_that_nothing_can_measure_is_refused(value: float) -> None:
+    signal = SIGNAL.copy()
+    signal[3, 17] = value
+    with pytest.raises(SignalError, match="expected at most 1e\\+09 mV"):
+        Ecg.from_array(signal, sampling_rate_hz=500)
+
+
 @pytest.mark.parametrize(("rate", "samples"), [(500, 5000), (500, 4999), (1000, 10_003), (200, 201), (500, 100_001)])
 def test_resample_to_a_whole_fraction_is_resample_poly(rate: int, samples: int) -> None:
     rng = np.random.default_rng(samples)
