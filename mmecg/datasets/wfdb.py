@@ -130,7 +130,7 @@ def _read_segments(layout: WfdbHeader, record: Path, rename: Mapping[str, str], 
                 "check the WFDB headers",
                 field="ecg.sampling_rate_hz",
             )
-    partial = set.union(*present) - set.intersection(*present)
+    partial = set[int]().union(*present) - present[0].intersection(*present)
     if not any(present):
         raise SignalError("no segment of the record has a standard lead, expected a recording", field="ecg.leads")
     if partial:
