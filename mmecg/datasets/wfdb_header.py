@@ -154,6 +154,9 @@ def _segments(announced: str, lines: list[str], frames: int | None) -> tuple[tup
         if name != "~" and not _FILE_NAME.match(name):
             raise _error("names a segment with a directory or odd characters, expected a plain name beside it")
         segments.append((name, _integer(length.strip(), "length of a segment")))
+    names = [name for name, _ in segments if name != "~"]
+    if len(set(names)) < len(names):  # or a few bytes on disk could claim hours
+        raise _error("names a segment more than once, expected each once")
     total = sum(length for _, length in segments)
     if min(length for _, length in segments) < 0 or frames not in (None, total):
         raise _error(f"announces {frames} samples a lead, but its segments have {total}")

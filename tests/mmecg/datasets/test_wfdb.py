@@ -188,6 +188,7 @@ def test_missing_samples(tmp_path: Path) -> None:
         ("record/1 1 100 1000\nseg1 many", "length of a segment"),
         ("record/1 1 100 1000\nseg1 1000", r"seg1\.hea cannot be read"),
         ("record/1 1 100 1000\nrecord 1000", "no segment of the record has"),
+        ("record/2 1 100 1000\nseg1 500\nseg1 500", "segment more than once"),
         ("record/2 1 100 1000\nseg1 100\nseg2 100", "its segments have 200"),
         ("record/1 1 100 1500000000\n~ 1500000000", "lasts 1.5e\\+07 s"),
         ("record/1 1 0 1000\n~ 1000", "lasts inf s"),
