@@ -3,7 +3,8 @@
     python benchmarks/bench_encode.py [--bundle DIR] [--threads 2]
 
 The peer is a 1-D ResNet-18 on 12 leads at 500 Hz (3.8 M parameters), the network that MERL and many others use, with
-random weights: speed does not depend on them. Our figure includes everything from an ``Ecg`` to its embedding.
+random weights: speed does not depend on them. Our figure includes everything from an ``Ecg`` to its embedding. The
+precision is the one that the processor allows (bfloat16 or float32), except where the row says float32.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    encoder = load_bundle(args.bundle).encoder
+    encoder, exact = load_bundle(args.bundle).encoder, load_bundle(args.bundle, precision="float32").encoder
     studies = list(read_studies(DEMO_CORPUS))[:256]
     at_100 = [study.ecg for study in studies if study.ecg]
     at_500 = [ecg.resample(500) for ecg in at_100]
@@ -90,6 +91,7 @@ def main() -> None:
 
     rows = (
         ("mmecg, 10 s at 100 Hz", lambda: encoder.encode_ecg(at_100), lambda: encoder.encode_ecg(at_100[:1]), 256),
+        ("mmecg, 10 s at 100 Hz, float32", lambda: exact.encode_ecg(at_100), lambda: exact.encode_ecg(at_100[:1]), 256),
         (
             "mmecg, 10 s at 500 Hz (resampled)",
             lambda: encoder.encode_ecg(at_500),
