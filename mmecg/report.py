@@ -29,6 +29,9 @@ _BOILERPLATE = re.compile(
 )
 _SPACES = re.compile(r"\s+")
 
+MASK_HINTS = ("edit", "unbest", "unconfirmed", "bekr", "trace", "4.4")
+"""Of these, in any case, a report holds at least one where :func:`masked_spans` finds something."""
+
 
 @dataclass(frozen=True)
 class Report:

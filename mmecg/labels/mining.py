@@ -9,11 +9,12 @@ texts are equal.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 
 from mmecg.labels.assertion import LabelAssertion
 from mmecg.labels.matching import Ints, Matcher, Matches
@@ -21,8 +22,10 @@ from mmecg.labels.normalise import blank_masked, normalise
 from mmecg.labels.rules import LANGUAGES, RULES_FOLDER, Kind, Role, Rules, load_rules
 from mmecg.labels.sentence import JOINED_GAP, Event
 from mmecg.labels.status import ALTERNATIVE_SCOPE, QUALIFIER_SCOPE, Resolver, Statement
+from mmecg.labels.tables import ASSERTION_SCHEMA, Probability, check_columns, mine_batch
 from mmecg.report import check_text
 
+BATCH_ROWS = 100_000
 MAX_REMEMBERED = 500_000
 """Kinds of sentences whose statements are remembered; some 300 bytes each."""
 
@@ -71,6 +74,8 @@ class LabelMiner:
         Every finding and pattern name of the rules, sorted.
     statements : list of Statement
         Every distinct way of speaking seen so far.
+    stops : frozenset of bytes
+        Words whose full stop may belong to a literal ("unbest.").
     """
 
     def __init__(self, languages: Sequence[str] = LANGUAGES, *, folder: Path = RULES_FOLDER) -> None:
@@ -81,6 +86,7 @@ class LabelMiner:
         self._finding_numbers = {name: number for number, name in enumerate(self.findings)}
         self._statement_numbers: dict[Statement, int] = {}
         self._matcher = Matcher(rules)
+        self.stops = self._matcher.stops
         self._resolvers = [Resolver(item) for item in rules]
         self._far = _farthest(rules) + int(self._matcher.word_counts.max()) + 1
         self._read_roles(rules)
@@ -123,7 +129,66 @@ class LabelMiner:
         """
         mined = self.mine_block([blank_masked(check_text(text))])
         columns = (mined.finding, mined.rule, mined.statement, mined.start, mined.end, mined.cue_start, mined.cue_end)
-        return tuple(self._assertion(*row) for row in zip(*(column.tolist() for column in columns), strict=True))
+        return tuple(self.assertion(*row) for row in zip(*(column.tolist() for column in columns), strict=True))
+
+    def mine_table(
+        self,
+        table: pl.DataFrame | pl.LazyFrame,
+        text_columns: Sequence[str] = ("report",),
+        *,
+        id_column: str | None = None,
+        probability: Probability | None = None,
+    ) -> pl.DataFrame:
+        """Mine a table of reports; :meth:`mine_batches` does so in constant memory.
+
+        Returns
+        -------
+        polars.DataFrame
+            One row an assertion: :data:`mmecg.labels.tables.ASSERTION_SCHEMA`.
+        """
+        batches = self.mine_batches(table, text_columns, id_column=id_column, probability=probability)
+        return pl.concat([pl.DataFrame(schema=ASSERTION_SCHEMA), *(assertions for assertions, _ in batches)])
+
+    def mine_batches(
+        self,
+        table: pl.DataFrame | pl.LazyFrame,
+        text_columns: Sequence[str] = ("report",),
+        *,
+        id_column: str | None = None,
+        probability: Probability | None = None,
+        batch_rows: int = BATCH_ROWS,
+    ) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
+        """Mine a table batch by batch.
+
+        Parameters
+        ----------
+        table : polars.DataFrame or polars.LazyFrame
+        text_columns : sequence of str
+            Each field is a text of its own.
+        id_column : str, optional
+            Without one, the number of the row is the study's id.
+        probability : callable, optional
+            Gives the probability of an assertion.
+        batch_rows : int
+            Rows held in memory at a time.
+
+        Yields
+        ------
+        assertions, rows : polars.DataFrame
+            :data:`mmecg.labels.tables.ASSERTION_SCHEMA`; :data:`mmecg.labels.tables.ROW_SCHEMA`, one row for each row
+            of the input, in its order.
+
+        Raises
+        ------
+        InvalidInputError
+            A column is not there.
+        """
+        check_columns(table.collect_schema(), text_columns, id_column)
+        wanted = list(dict.fromkeys([*text_columns, *([id_column] if id_column else [])]))
+        first_row = 0
+        for batch in table.lazy().select(wanted).collect_batches(chunk_size=batch_rows):
+            yield mine_batch(self, batch, text_columns, id_column, first_row=first_row, probability=probability)
+            first_row += batch.height
 
     def mine_block(self, texts: Sequence[str]) -> Mined:
         """Mine many texts at once.
@@ -201,9 +266,10 @@ class LabelMiner:
             rows.append((finding, statement, item.mention, item.first, item.last, item.cue))
         return rows
 
-    def _assertion(
+    def assertion(
         self, finding: int, rule: int, statement: int, start: int, end: int, cue_start: int, cue_end: int
     ) -> LabelAssertion:
+        """Return one row of :class:`Mined` as an assertion."""
         said = self.statements[statement]
         return LabelAssertion(
             finding=self.findings[finding],

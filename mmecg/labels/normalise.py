@@ -61,9 +61,9 @@ class PlainText:
 
 
 def blank_masked(raw: str) -> str:
-    """Return the text with leaked gold codes and machine boilerplate replaced by line ends, of the same length."""
+    """Return the text with leaked gold codes and machine boilerplate blank, between line ends, of the same length."""
     for start, end in masked_spans(raw):
-        raw = raw[:start] + "\n" * (end - start) + raw[end:]
+        raw = raw[:start] + "\n".join(["", " " * (end - start - 2), ""]) + raw[end:]
     return raw
 
 

@@ -110,12 +110,13 @@ class Sentence:
         order = self.mentions[::side]
         for inner, outer in pairwise(order[order.index(mention) :]):
             low, high = sorted((inner.at, outer.at))
-            links = [at for at in self.kept if low < at < high and self._links(at)]
+            between = [at for at in self.kept if low < at < high]
+            links = [at for at in between if self._links(at)]
             words = any(self.events[at].words for at in links)
             if not links or (strong and not found and not words) or self._free_words(low, high) > JOINED_GAP:
                 break
-            if any(self.events[at].role(*_BREAKS) for at in self.kept if low < at < high):
-                break
+            if any(self.events[at].role(*_BREAKS, Kind.CUE) for at in between if at not in links):
+                break  # in "A, possible B" the two are not spoken of alike
             found.append(outer)
         return found
 
