@@ -4,7 +4,8 @@ Batch norms are folded into the convolutions before them. Maps lie channels last
 kernels of CPU and GPU take without reordering. Convolutions and the maps between them are bfloat16 where the processor
 computes in it (see :func:`resolve_dtype`); sums inside a convolution, the offset removal, the gates and the pooling
 stay float32. Over the 600 ECGs of the demo corpus the cosine between an embedding in bfloat16 and one in float32 is at
-least 0.99998, and no element differs by more than 0.0017.
+least 0.99998, and no element differs by more than 0.0017. No row of ``mmecg evaluate`` on fold 8 of PTB-XL changes by
+more than 0.0006.
 """
 
 from __future__ import annotations

@@ -291,12 +291,20 @@ def test_an_empty_directory_becomes_a_corpus(config, encoder, tmp_path, monkeypa
 
     from mmecg import bundle
 
-    monkeypatch.setattr(bundle, "load_bundle", lambda path: SimpleNamespace(encoder=encoder))
+    asked = []
+
+    def load_bundle(path, *, precision):
+        asked.append(precision)
+        return SimpleNamespace(encoder=encoder)
+
+    monkeypatch.setattr(bundle, "load_bundle", load_bundle)
+    config = replace(config, precision="float32")
     for expected in (0, 1):
         (tmp_path / "corpus").mkdir(exist_ok=True)
         with program.open_retriever(replace(config, corpus=tmp_path / "corpus")) as retriever:
             assert retriever.corpus.stats().sequence == expected
             retriever.corpus.upsert([], [])
+    assert asked == ["float32", "float32"]
 
 
 @pytest.mark.slow
