@@ -19,7 +19,7 @@ from typing import NoReturn
 import mmecg
 from mmecg.errors import AlreadyExistsError, ConfigError, InvalidInputError, MmecgError, NotFoundError
 
-COMMANDS = ("train", "build", "search", "embed", "serve", "evaluate", "info")
+COMMANDS = ("train", "build", "search", "embed", "serve", "evaluate", "evaluate-labels", "review-labels", "info")
 
 OK, FAILED, USAGE = 0, 1, 2
 INTERRUPTED = 130
@@ -48,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
         dest="command", metavar="COMMAND", required=True, parser_class=_Parser, title="commands"
     )
     for name in COMMANDS:
-        import_module(f"mmecg.cli.{name}").add_parser(subparsers)
+        import_module(f"mmecg.cli.{name.replace('-', '_')}").add_parser(subparsers)
     for command in subparsers.choices.values():
         command.formatter_class = argparse.RawDescriptionHelpFormatter
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")

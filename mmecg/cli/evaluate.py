@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     check_parent(args.out, "results folder")
     bundle = load_bundle(args.bundle)
     encoders = {"bundle": bundle.encoder, "random": DualEncoder.random_like(bundle.encoder, seed=args.seed)}
-    with _progress() as progress:
+    with progress_bar() as progress:
         evaluation = evaluate(_options(args, bundle), encoders, progress=progress)
     save_evaluation(evaluation, args.out)
     save_plots(evaluation, args.out)
@@ -101,7 +101,7 @@ def _print(args: argparse.Namespace, evaluation: Evaluation) -> None:
 
 
 @contextmanager
-def _progress() -> Iterator[Progress]:
+def progress_bar() -> Iterator[Progress]:
     """Yield a function that shows what is being done, on standard error."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn

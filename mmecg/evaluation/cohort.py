@@ -125,7 +125,7 @@ def read_cohort(
         kept += [start + row for row in rows]
         if ecgs:
             for name, encoder in encoders.items():
-                parts[name].append(_encode(encoder, ecgs, subsets))
+                parts[name].append(encode_ecgs(encoder, ecgs, subsets))
         progress(f"encoding {what}", min(start + _CHUNK, len(read.signals)), len(read.signals))
     if not kept:
         reason = failures[0][1] if failures else "the table has none"
@@ -173,7 +173,8 @@ def _as_ecgs(signals: NDArray[np.int16], rate: int) -> tuple[list[Ecg], list[int
     return ecgs, rows, refused
 
 
-def _encode(encoder: Encoder, ecgs: Sequence[Ecg], subsets: Mapping[str, Sequence[str]]) -> Encoded:
+def encode_ecgs(encoder: Encoder, ecgs: Sequence[Ecg], subsets: Mapping[str, Sequence[str]]) -> Encoded:
+    """Return features, embeddings, and embeddings from the lead subsets that are named."""
     features = encoder.ecg_features(ecgs)
     return Encoded(
         features,

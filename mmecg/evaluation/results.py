@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,7 @@ class Evaluation:
         return {row.key: row.to_json() for row in self.rows}
 
 
-def save_evaluation(evaluation: Evaluation, folder: Path) -> None:
+def save_evaluation(evaluation: Evaluation, folder: Path, *, render: Callable[[Evaluation], str] | None = None) -> None:
     """Write ``metrics.json``, ``run.json``, ``per_label.parquet``, ``per_label.csv`` and ``report.md``.
 
     Parameters
@@ -112,12 +112,14 @@ def save_evaluation(evaluation: Evaluation, folder: Path) -> None:
     evaluation : Evaluation
     folder : Path
         Created if missing. Each file is written whole or not at all.
+    render : callable, optional
+        Makes ``report.md``; default :func:`render_report`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / "run.json", json.dumps(_without_nan(dict(evaluation.run)), indent=2, ensure_ascii=False) + "\n")
     evaluation.per_label.write_parquet(folder / "per_label.parquet")
     evaluation.per_label.write_csv(folder / "per_label.csv", float_precision=5)
-    _write(folder / "report.md", render_report(evaluation))
+    _write(folder / "report.md", (render or render_report)(evaluation))
     _write(folder / "metrics.json", json.dumps(evaluation.metrics(), indent=2, ensure_ascii=False) + "\n")
 
 
