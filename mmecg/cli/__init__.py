@@ -19,12 +19,26 @@ from typing import NoReturn
 import mmecg
 from mmecg.errors import AlreadyExistsError, ConfigError, InvalidInputError, MmecgError, NotFoundError
 
-COMMANDS = ("train", "build", "search", "embed", "serve", "evaluate", "evaluate-labels", "review-labels", "info")
+COMMANDS = (
+    "train",
+    "build",
+    "search",
+    "embed",
+    "serve",
+    "evaluate",
+    "mine-labels",
+    "label-text",
+    "evaluate-labels",
+    "review-labels",
+    "info",
+)
 
 OK, FAILED, USAGE = 0, 1, 2
 INTERRUPTED = 130
 
-_EXTRAS = frozenset({"faiss", "matplotlib", "mmecg_index", "mmecg_server", "rich", "safetensors", "sklearn", "torch"})
+_EXTRAS = frozenset(
+    {"ahocorasick_rs", "faiss", "matplotlib", "mmecg_index", "mmecg_server", "rich", "safetensors", "sklearn", "torch"}
+)
 
 
 class _Parser(argparse.ArgumentParser):

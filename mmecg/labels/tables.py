@@ -1,4 +1,4 @@
-"""Tables of reports: cut into statements, each distinct one mined once, and joined back; flags; the wide table.
+"""Tables of reports: cut into statements, each distinct one mined once, and joined back; flags.
 
 A *piece* is a stretch of text that ends where a sentence surely ends. Pieces are mined apart from each other, so each
 distinct one of a batch is mined once; nothing is kept between batches, so memory does not grow with the table.
@@ -16,7 +16,7 @@ import numpy.typing as npt
 import polars as pl
 
 from mmecg.errors import InvalidInputError
-from mmecg.labels.assertion import LabelAssertion, Status
+from mmecg.labels.assertion import LabelAssertion
 from mmecg.labels.normalise import blank_masked
 from mmecg.report import MASK_HINTS, MAX_TEXT_CHARS
 
@@ -279,43 +279,6 @@ def _probabilities(miner: LabelMiner, mined: Mined, probability: Probability | N
     ways = list(zip(mined.finding.tolist(), mined.rule.tolist(), mined.statement.tolist(), strict=True))
     known = {way: probability(miner.assertion(*way, 0, 0, -1, -1)) for way in set(ways)}
     return [known[way] for way in ways]
-
-
-def wide_table(
-    assertions: pl.DataFrame,
-    rows: pl.DataFrame,
-    findings: Sequence[str],
-) -> pl.DataFrame:
-    """Return one row for each input row, in its order.
-
-    Parameters
-    ----------
-    assertions : polars.DataFrame
-        :data:`ASSERTION_SCHEMA`.
-    rows : polars.DataFrame
-        :data:`ROW_SCHEMA`.
-    findings : sequence of str
-        Columns to write.
-
-    Returns
-    -------
-    polars.DataFrame
-        ``row``, ``study_id``, ``flags``, and for each finding ``<finding>`` (true: stated as present or probable;
-        false: denied; null: unlabelled, or left open) and ``<finding>__probability`` (the highest of its mentions).
-    """
-    status = pl.col("status")
-    says_yes = status.is_in([Status.PRESENT, Status.PROBABLE]).any()
-    only_no = (status == Status.NEGATED).all()
-    cells = assertions.group_by("row", "finding").agg(
-        pl.when(says_yes).then(True).when(only_no).then(False).alias("value"), pl.col("probability").max()
-    )
-    result = rows.select("row", "study_id", "flags")
-    for name in findings:
-        of_one = cells.filter(pl.col("finding") == name).select(
-            "row", pl.col("value").alias(name), pl.col("probability").alias(f"{name}__probability")
-        )
-        result = result.join(of_one, on="row", how="left", maintain_order="left")
-    return result
 
 
 def _texts_of(column: pl.Series) -> pl.DataFrame:
