@@ -128,8 +128,9 @@ class IndexCache:
         """Apply everything that was committed after a sequence number."""
         if saved >= 0:
             gone = connection.execute(
-                "SELECT row FROM deletions WHERE sequence > ?1 UNION ALL SELECT row FROM studies WHERE sequence > ?1",
-                (saved,),
+                "SELECT row FROM deletions WHERE sequence > :saved UNION ALL "
+                "SELECT row FROM studies WHERE sequence > :saved",
+                {"saved": saved},
             ).fetchall()
             index.remove(np.array(gone, np.int64).reshape(-1))
         cursor = connection.execute(
