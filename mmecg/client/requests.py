@@ -268,9 +268,8 @@ def mine_request(
     """
     if (text is None) == (study_id is None):
         raise QueryError("expected either text or study_id; give one of them", field="text")
-    return label_mining_service_pb2.MineLabelsRequest(
-        text=text, study_id=study_id, language=language, vocabulary=vocabulary
-    )
+    source = {"study_id": study_id or ""} if text is None else {"text": text}
+    return label_mining_service_pb2.MineLabelsRequest(**source, language=language, vocabulary=vocabulary)
 
 
 def parse_search(response: search_service_pb2.SearchResponse) -> SearchResult:

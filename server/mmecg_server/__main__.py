@@ -26,6 +26,7 @@ from mmecg.config import Precision, ServerConfig, effective_config, load_config
 from mmecg.datasets.parquet import read_studies
 from mmecg.ecg import Ecg
 from mmecg.errors import ConfigError, MmecgError
+from mmecg.labels.report_miner import ReportMiner
 from mmecg.retriever import Query, Retriever
 from mmecg_server.interceptors import log, set_up_logging
 from mmecg_server.server import Server
@@ -68,7 +69,7 @@ def run(config: ServerConfig, stop: threading.Event) -> int:
         with open_retriever(config) as retriever:
             if not stop.is_set():
                 warm_up(retriever)
-                server.serve(retriever)
+                server.serve(retriever, ReportMiner())
                 stats = retriever.corpus.stats()
                 log("serving", port=server.port, fingerprint=stats.fingerprint, studies=stats.studies)
                 stop.wait()

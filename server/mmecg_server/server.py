@@ -12,9 +12,11 @@ from grpc_reflection.v1alpha import reflection
 
 from mmecg.config import ServerConfig
 from mmecg.errors import ConfigError
+from mmecg.labels.report_miner import ReportMiner
 from mmecg.retriever import Retriever
 from mmecg_server.batching import BatchingEncoder
 from mmecg_server.interceptors import CallInterceptor, Gate, log
+from mmecg_server.label_service import add_label_mining_service
 from mmecg_server.service import SERVICES, Backend, add_services
 
 SPARE_THREADS = 8
@@ -60,6 +62,7 @@ class Server:
         self._health = health.HealthServicer(experimental_non_blocking=True)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         add_services(self._server, self._backend)
+        add_label_mining_service(self._server, self._backend)
         if config.reflection:
             names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._server)
@@ -67,17 +70,21 @@ class Server:
         self.port = self._bind()
         self._server.start()
 
-    def serve(self, retriever: Retriever) -> None:
+    def serve(self, retriever: Retriever, miner: ReportMiner | None = None) -> None:
         """Answer calls from now on, with concurrent calls sharing encoder batches.
 
         Parameters
         ----------
         retriever : Retriever
             Around the bare encoder.
+        miner : ReportMiner, optional
+            Without one, it is made when labels are first asked for.
         """
         limits = self._config.limits
         self._encoder = BatchingEncoder(retriever.encoder, max_batch=limits.max_batch, max_queue=limits.max_queue)
         self._backend.retriever = Retriever(self._encoder, retriever.corpus)
+        if miner is not None:
+            self._backend.miner = miner
         self._set_health(health_pb2.HealthCheckResponse.SERVING)
 
     def stop(self) -> None:

@@ -1,4 +1,4 @@
-"""The four services. Every method parses, calls, renders; what surrounds a call is in ``interceptors.py``.
+"""The services of encoder and corpus. Every method parses, calls, renders; ``interceptors.py`` surrounds the call.
 
 The services see protocols only: an encoder and a corpus behind a :class:`mmecg.retriever.Retriever`.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import grpc
@@ -25,6 +26,7 @@ from mmecg_pb.v1 import (
 from mmecg.client.messages import parse_ecg, parse_vitals, render_embedding
 from mmecg.config import LimitsConfig
 from mmecg.errors import NotReadyError
+from mmecg.labels.report_miner import ReportMiner
 from mmecg.retriever import Retriever, get_present
 from mmecg.search import SearchResult
 from mmecg.study import Study, check_id
@@ -36,6 +38,7 @@ SERVICES = (
     "mmecg.v1.EmbeddingService",
     "mmecg.v1.SearchService",
     "mmecg.v1.CorpusService",
+    "mmecg.v1.LabelMiningService",
     "mmecg.v1.InfoService",
 )
 
@@ -70,6 +73,11 @@ class Backend:
     @retriever.setter
     def retriever(self, retriever: Retriever) -> None:
         self._retriever = retriever
+
+    @cached_property
+    def miner(self) -> ReportMiner:
+        """The label miner; made at the first use, if the server was not given one."""
+        return ReportMiner()
 
     def chunks(self, requests: Iterator[Any]) -> ChunkReader[Any]:
         """Read a stream in chunks that fit the encoder and one message's share of memory."""
@@ -252,7 +260,7 @@ class InfoService(info_service_pb2_grpc.InfoServiceServicer):
 
 
 def add_services(server: grpc.Server, backend: Backend) -> None:
-    """Register the four services."""
+    """Register the services of this module."""
     embedding_service_pb2_grpc.add_EmbeddingServiceServicer_to_server(EmbeddingService(backend), server)
     search_service_pb2_grpc.add_SearchServiceServicer_to_server(SearchService(backend), server)
     corpus_service_pb2_grpc.add_CorpusServiceServicer_to_server(CorpusService(backend), server)

@@ -1,0 +1,117 @@
+"""One report in, everything it says out: assertions with probabilities, and labels in the code system asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+
+from mmecg.errors import InvalidInputError
+from mmecg.labels.assertion import LabelAssertion, MinedLabel, MinedReport, value_of
+from mmecg.labels.evidence import TextEvidence
+from mmecg.labels.mining import LabelMiner
+from mmecg.labels.rules import LANGUAGES
+from mmecg.labels.vocabulary import Relation, load_vocabulary
+from mmecg.labels.weights import load_text_evidence
+
+TRUNCATED_LENGTHS = (254, 255)
+"""English reports of PTB-XL are cut near 255 characters; a text of this length without a closing stop is flagged."""
+
+
+class ReportMiner:
+    """Mines one report at a time, from any thread.
+
+    Parameters
+    ----------
+    evidence : TextEvidence, optional
+        Where probabilities come from; default is what ships with mmecg.
+    """
+
+    def __init__(self, evidence: TextEvidence | None = None) -> None:
+        self._evidence = load_text_evidence() if evidence is None else evidence
+        self._vocabulary = load_vocabulary()
+        self._miners = {"": LabelMiner()}
+        self._lock = threading.Lock()  # a miner remembers what it saw
+
+    def mine_report(self, text: str, *, language: str = "", vocabulary: str = "") -> MinedReport:
+        """Return what a raw text says.
+
+        Parameters
+        ----------
+        text : str
+            As it was written; offsets refer to it.
+        language : {"", "de", "en", "sv"}
+            Empty: found out, sentence by sentence.
+        vocabulary : str
+            Code system of the labels; empty: the findings' own identifiers.
+
+        Raises
+        ------
+        InvalidInputError
+            The language or the vocabulary is unknown.
+        ReportError
+            The text is too long, or not plain text.
+        """
+        if language not in ("", *LANGUAGES):
+            raise InvalidInputError(
+                f"language is {language[:20]!r}, expected one of {', '.join(LANGUAGES)}, or none to have it found out",
+                field="language",
+            )
+        if vocabulary not in ("", *self._vocabulary.systems):
+            systems = ", ".join(self._vocabulary.systems)
+            raise InvalidInputError(
+                f"vocabulary is {vocabulary[:20]!r}, expected one of {systems}, or none", field="vocabulary"
+            )
+        with self._lock:
+            if language not in self._miners:
+                self._miners[language] = LabelMiner((language,))
+            found = self._miners[language].mine(text)
+        assertions = tuple(
+            dataclasses.replace(one, probability=self._evidence.mention_probability(one)) for one in found
+        )
+        truncated = len(text) in TRUNCATED_LENGTHS and not text.rstrip().endswith((".", "!", "?"))
+        flags = ("truncated",) if truncated else ()
+        return MinedReport(assertions, self._labels(assertions, vocabulary), flags)
+
+    def _labels(self, assertions: Iterable[LabelAssertion], vocabulary: str) -> tuple[MinedLabel, ...]:
+        """Return one label a finding, or the codes that follow from the findings; the most certain says it."""
+        said = tuple(assertions)
+        mentions: dict[str, list[LabelAssertion]] = defaultdict(list)
+        for assertion in said:
+            mentions[assertion.finding].append(assertion)
+        probability = self._probabilities(said, mentions)
+        labels = [
+            MinedLabel(finding, finding, value_of(one.status for one in ones), probability[finding])
+            for finding, ones in mentions.items()
+        ]
+        if vocabulary:
+            labels = [each for label in labels for each in self._translate(label, vocabulary)]
+        best: dict[str, MinedLabel] = {}
+        for label in labels:
+            held = best.get(label.code)
+            if held is None or _rank(label) > _rank(held):
+                best[label.code] = label
+        return tuple(best.values())
+
+    def _probabilities(
+        self, said: tuple[LabelAssertion, ...], mentions: Mapping[str, list[LabelAssertion]]
+    ) -> dict[str, float | None]:
+        """Return that of the whole text where one was learnt for the label, else that of the surest mention."""
+        of_text = dict(zip(self._evidence.labels, self._evidence.probabilities([said])[0].tolist(), strict=True))
+        return {
+            finding: of_text.get(finding, max(one.probability or 0.0 for one in ones))
+            for finding, ones in mentions.items()
+        }
+
+    def _translate(self, label: MinedLabel, vocabulary: str) -> list[MinedLabel]:
+        """Return the codes of a system that share the label's fate; one that is denied denies its exact codes only."""
+        rows = self._vocabulary.translate(label.finding, vocabulary)
+        if label.value is False:
+            rows = tuple(row for row in rows if row.relation is Relation.EXACT)
+        return [dataclasses.replace(label, code=row.code) for row in rows]
+
+
+def _rank(label: MinedLabel) -> tuple[bool, float, bool]:
+    """Order labels of one code: what is stated before what is open before what is denied, then by probability."""
+    return label.value is True, label.probability or 0.0, label.value is None
