@@ -167,7 +167,7 @@ class Matcher:
             at = at[at < plain.codes.size].astype(np.int32)
             at = at[language[sentence_at[at]] == number]
             pattern, own = np.full(at.size, self._length.size - 1), np.full(at.size, number)
-            added = Matches(pattern, at, at, word_at[at] + 1, sentence_at[at], own)
+            added = Matches(pattern, at, at + 1, word_at[at] + 1, sentence_at[at], own)
             columns = ("pattern", "start", "end", "word", "sentence", "language")
             found = Matches(*(np.concatenate([getattr(found, name), getattr(added, name)]) for name in columns))
         return found

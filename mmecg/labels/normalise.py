@@ -24,7 +24,7 @@ SPACE, NEWLINE, APOSTROPHE, HASH = b" "[0], b"\n"[0], b"'"[0], b"#"[0]
 OTHER_LETTER, OTHER_SYMBOL = 0x7F, b"~"[0]
 """What a letter or digit, and any other sign, become that have no ASCII form."""
 
-_FOLDS = {"ä": "ae", "ö": "oe", "ü": "ue", "å": "aa", "ø": "oe", "æ": "ae", "ß": "ss", "œ": "oe", "ı": "i"}
+_FOLDS = {"ø": "oe", "æ": "ae", "ß": "ss", "œ": "oe", "ı": "i"}
 _SPACES = frozenset('-/_()[]{}"*\\|`´‘‚“”„«»‐‑‒–—―−')
 _SIGNS = {"’": "'", "…": "."}
 _LINE_ENDS = frozenset("\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029")
@@ -121,7 +121,7 @@ def _spell(first: Bytes, second: Bytes, length: Bytes) -> tuple[Bytes, Offsets]:
         return first, index
     source = np.repeat(index, length)
     codes = first[source]
-    second_byte = np.concatenate([[False], source[1:] == source[:-1]])
+    second_byte = np.concatenate([[False], source[1:] == source[:-1]])[: source.size]
     codes[second_byte] = second[source[second_byte]]
     return codes, source
 
@@ -142,16 +142,20 @@ def _fold_char(char: str) -> tuple[int, int, int]:
         return SPACE, 0, 1
     if char in _SIGNS:
         return ord(_SIGNS[char]), 0, 1
-    lower = char.lower()
-    lower = unicodedata.normalize("NFC", lower)
-    folded = _FOLDS.get(lower)
-    if folded is None:
-        folded = "".join(part for part in unicodedata.normalize("NFKD", lower) if not unicodedata.combining(part))
+    folded = _FOLDS.get(char.lower()) or _unaccented(unicodedata.normalize("NFKD", char.lower()))
     if not folded or unicodedata.category(char) in ("Cf", "Cc"):
         return 0, 0, 0
     if len(folded) <= 2 and folded.isascii() and folded.isprintable() and " " not in folded:
         return ord(folded[0]), ord(folded[-1]), len(folded)
     return (OTHER_LETTER if char.isalnum() else OTHER_SYMBOL), 0, 1
+
+
+def _unaccented(decomposed: str) -> str:
+    """Return decomposed text with umlauts and rings spelt out and other marks dropped."""
+    for mark, bases, letter in ((_DIAERESIS, "aou", "e"), (_RING, "a", "a")):
+        for base in bases:
+            decomposed = decomposed.replace(base + chr(mark), base + letter)
+    return "".join(part for part in decomposed if not unicodedata.combining(part))
 
 
 _LATIN = [_fold_char(chr(point)) for point in range(256)]

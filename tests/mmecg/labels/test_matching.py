@@ -1,0 +1,87 @@
+import pytest
+
+from mmecg.labels.matching import Matcher
+from mmecg.labels.normalise import normalise
+from mmecg.labels.rules import parse_rules
+
+
+def build(*patterns: str, language: str = "en", **more: object) -> Matcher:
+    findings = [{"id": f"F{at}", "patterns": [pattern]} for at, pattern in enumerate(patterns)]
+    return Matcher((parse_rules({"language": language, "finding": findings, **more}),))
+
+
+def found(matcher: Matcher, raw: str) -> list[str]:
+    plain = normalise(raw)
+    matches = matcher.match(plain, raw)
+    spans = [plain.raw_span(*span) for span in zip(matches.start.tolist(), matches.end.tolist(), strict=True)]
+    return [raw[start:end] for start, end in spans]
+
+
+@pytest.mark.parametrize(
+    ("patterns", "raw", "words"),
+    [
+        (["mi"], "mi. MI, (mi) normi mitral amid mi", ["mi", "MI", "mi", "mi"]),
+        (["infarkt*"], "infarkte infarkt reinfarkt", ["infarkte", "infarkt"]),
+        (["*infarkt"], "hinterwandinfarkt infarkt infarkte", ["hinterwandinfarkt", "infarkt"]),
+        (["*farkt*"], "hinterwandinfarkte", ["hinterwandinfarkte"]),
+        (["fibrillation", "atrial fibrillation"], "atrial fibrillation", ["atrial fibrillation"]),
+        (["av block", "av block iii"], "av-block i, AV/Block   III", ["av-block", "AV/Block   III"]),
+        (["st depression"], "st\ndepression st depression", ["st depression"]),
+        (["überdrehter linkstyp"], "ÜBERDREHTER linkstyp, ueberdrehter Linkstyp", ["ÜBERDREHTER linkstyp", "ueberdrehter Linkstyp"]),
+        (["?"], "infarct ?", ["?"]),
+        (["a"], "", []),
+        (["a"], "中a a中", []),
+    ],
+)  # fmt: skip
+def test_matches_are_whole_words_and_the_longest(patterns: list[str], raw: str, words: list[str]) -> None:
+    assert found(build(*patterns), raw) == words
+
+
+def test_no_rules_match_nothing() -> None:
+    assert found(build(), "atrial fibrillation") == []
+
+
+@pytest.mark.parametrize(
+    ("raw", "sentences"),
+    [
+        ("x x", 1),
+        ("x. x", 2),
+        ("x; x", 2),
+        ("x\nx", 2),
+        ("x 0.15 x", 1),
+        ("x.x", 1),  # initials
+        ("x xx.x", 2),
+        ("x unbest. x", 1),  # the stop belongs to a literal
+        ("x evtl. x", 2),
+        ("x, x", 1),
+    ],
+)
+def test_sentences(raw: str, sentences: int) -> None:
+    matcher = build("x", qualifier=[{"kind": "age", "value": "u", "patterns": ["unbest."]}])
+    plain = normalise(raw)
+    assert len(set(matcher.match(plain, raw).sentence.tolist())) == sentences
+
+
+def test_each_sentence_is_read_in_its_language() -> None:
+    english = parse_rules({"language": "en", "words": ["the"], "finding": [{"id": "A", "patterns": ["infarkt", "alter infarct"]}]})  # fmt: skip
+    german = parse_rules(
+        {"language": "de", "words": ["mit"], "finding": [{"id": "B", "patterns": ["infarkt", "block"]}]}
+    )
+    matcher = Matcher((english, german))
+    raw = "infarkt. infarkt mit block. alter infarct. the infarkt. nothing"
+    assert matcher.match(normalise(raw), raw).language.tolist() == [0, 1, 1, 0, 0]
+
+
+def test_separators_are_events_of_their_language_only() -> None:
+    english = parse_rules({"language": "en", "finding": [{"id": "A", "patterns": ["flutter"]}]})
+    german = parse_rules({"language": "de", "finding": [{"id": "B", "patterns": ["flattern"]}], "separator": [{"patterns": [" | "]}]})  # fmt: skip
+    matcher = Matcher((english, german))
+    raw = "flattern | flattern. flutter | flutter"
+    matches = matcher.match(normalise(raw), raw)
+    separator = len(matcher.word_counts) - 1
+    assert [pattern == separator for pattern in matches.pattern.tolist()] == [False, True, False, False, False]
+
+
+def test_sentences_without_a_finding_leave_nothing() -> None:
+    matcher = build("flutter", cue=[{"id": "no", "status": "negated", "patterns": ["no"]}])
+    assert found(matcher, "no. no flutter. no") == ["no", "flutter"]
