@@ -5,9 +5,9 @@
 
 Each line of the kit is a sentence, a phrase in it, and whether the sentence denies the phrase (W. Chapman et al., 120
 reports; the repository's code is under Apache 2.0, and the kit itself names no licence, so none of it is kept here).
-The phrase stands for the finding: cues, scopes and terminators are those of ``mmecg/labels/rules/en.toml``. "Negated" is
-the status ``negated``; every other status counts as affirmed. Only lines of odd number were looked at when the cues were
-written; lines of even number are the test half.
+The phrase stands for the finding: cues, scopes and terminators are those of ``mmecg/labels/rules/en.toml``. "Negated"
+is the status ``negated``; every other status counts as affirmed. Of the kit, only lines of odd number were looked at
+when cues were amended; lines of even number are the test half.
 """
 
 from __future__ import annotations
