@@ -22,7 +22,7 @@ from mmecg.labels.normalise import blank_masked, normalise
 from mmecg.labels.rules import LANGUAGES, RULES_FOLDER, Kind, Role, Rules, load_rules
 from mmecg.labels.sentence import JOINED_GAP, Event
 from mmecg.labels.status import ALTERNATIVE_SCOPE, QUALIFIER_SCOPE, Resolver, Statement
-from mmecg.labels.tables import ASSERTION_SCHEMA, Probability, check_columns, mine_batch
+from mmecg.labels.tables import ASSERTION_SCHEMA, Probability, check_columns, mine_batch, repeated_ids
 from mmecg.report import check_text
 
 BATCH_ROWS = 100_000
@@ -185,9 +185,18 @@ class LabelMiner:
         """
         check_columns(table.collect_schema(), text_columns, id_column)
         wanted = list(dict.fromkeys([*text_columns, *([id_column] if id_column else [])]))
+        repeated = repeated_ids(table.lazy(), id_column) if id_column else pl.Series([], dtype=pl.UInt64)
         first_row = 0
         for batch in table.lazy().select(wanted).collect_batches(chunk_size=batch_rows):
-            yield mine_batch(self, batch, text_columns, id_column, first_row=first_row, probability=probability)
+            yield mine_batch(
+                self,
+                batch,
+                text_columns,
+                id_column,
+                first_row=first_row,
+                repeated=repeated,
+                probability=probability,
+            )
             first_row += batch.height
 
     def mine_block(self, texts: Sequence[str]) -> Mined:

@@ -34,7 +34,7 @@ IS_WORD = np.zeros(256, dtype=bool)
 """bool, shape (256,): whether a byte of the plain form belongs to a word."""
 IS_WORD[[*b"abcdefghijklmnopqrstuvwxyz0123456789'", OTHER_LETTER]] = True
 _IS_LETTER = IS_WORD.copy()
-_IS_LETTER[[*b"0123456789'"]] = False
+_IS_LETTER[[*b"0123456789'", OTHER_LETTER]] = False
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def _fold_char(char: str) -> tuple[int, int, int]:
         return SPACE, 0, 1
     if char in _SIGNS:
         return ord(_SIGNS[char]), 0, 1
-    folded = _FOLDS.get(char.lower()) or _unaccented(unicodedata.normalize("NFKD", char.lower()))
+    folded = _unaccented(unicodedata.normalize("NFKD", char.lower()))
     if not folded or unicodedata.category(char) in ("Cf", "Cc"):
         return 0, 0, 0
     if len(folded) <= 2 and folded.isascii() and folded.isprintable() and " " not in folded:
@@ -155,7 +155,7 @@ def _unaccented(decomposed: str) -> str:
     for mark, bases, letter in ((_DIAERESIS, "aou", "e"), (_RING, "a", "a")):
         for base in bases:
             decomposed = decomposed.replace(base + chr(mark), base + letter)
-    return "".join(part for part in decomposed if not unicodedata.combining(part))
+    return "".join(_FOLDS.get(part, part) for part in decomposed if not unicodedata.combining(part))
 
 
 _LATIN = [_fold_char(chr(point)) for point in range(256)]

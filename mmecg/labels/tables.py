@@ -128,7 +128,16 @@ def check_columns(schema: pl.Schema, text_columns: Sequence[str], id_column: str
         raise InvalidInputError("text columns are none or repeated, expected each once; name them", field="column")
 
 
-def read_batch(batch: pl.DataFrame, text_columns: Sequence[str], id_column: str | None, first_row: int) -> ReportBatch:
+def repeated_ids(table: pl.LazyFrame, id_column: str) -> pl.Series:
+    """Return the hashes of the ids that a table has more than once; 8 bytes an id are held meanwhile."""
+    ids = pl.col(id_column).cast(pl.String, strict=False)
+    hashes = np.sort(table.select(ids.drop_nulls().hash()).collect(engine="streaming").to_series().to_numpy())
+    return pl.Series(np.unique(hashes[1:][hashes[1:] == hashes[:-1]]))
+
+
+def read_batch(
+    batch: pl.DataFrame, text_columns: Sequence[str], id_column: str | None, first_row: int, repeated: pl.Series
+) -> ReportBatch:
     """Take the texts out of a batch of rows and flag what is wrong with them.
 
     Parameters
@@ -140,12 +149,14 @@ def read_batch(batch: pl.DataFrame, text_columns: Sequence[str], id_column: str 
         Without one, the row number is the id.
     first_row : int
         Number of the batch's first row.
+    repeated : polars.Series of uint64
+        Hashes of the ids that the whole table has more than once (:func:`repeated_ids`).
     """
     numbers = pl.int_range(first_row, first_row + batch.height, eager=True)
     ids = (batch[id_column] if id_column else numbers).cast(pl.String, strict=False).alias("study_id")
     parts = [_texts_of(batch[name]) for name in text_columns]
     texts = pl.concat(parts)
-    flags = [_flag_texts(texts), _flag_ids(ids), _flag_empty(texts, batch.height)]
+    flags = [_flag_texts(texts), _flag_ids(ids, repeated), _flag_empty(texts, batch.height)]
     listed = pl.concat(flags).group_by("at").agg(pl.col("flag").unique().sort().alias("flags"))
     rows = (
         pl.DataFrame({"row": numbers, "study_id": ids}).with_row_index("at").with_columns(pl.col("at").cast(pl.Int64))
@@ -191,19 +202,20 @@ def mine_batch(
     miner: LabelMiner,
     batch: pl.DataFrame,
     text_columns: Sequence[str],
-    id_column: str | None = None,
+    id_column: str | None,
     *,
-    first_row: int = 0,
+    first_row: int,
+    repeated: pl.Series,
     probability: Probability | None = None,
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Mine a batch of rows.
+    """Mine a batch of rows; see :func:`read_batch` and :meth:`mmecg.labels.mining.LabelMiner.mine_batches`.
 
     Returns
     -------
     assertions, rows : polars.DataFrame
         :data:`ASSERTION_SCHEMA`, in order of row, column and text; :data:`ROW_SCHEMA`.
     """
-    reports = read_batch(batch, text_columns, id_column, first_row)
+    reports = read_batch(batch, text_columns, id_column, first_row, repeated)
     pieces = cut(reports.texts["text"], miner.stops)
     said = pl.concat([_say(miner, *part, probability) for part in _mine_pieces(miner, pieces.distinct)])
     counts = np.bincount(said["piece"].to_numpy(), minlength=len(pieces.distinct))
@@ -283,10 +295,10 @@ def _probabilities(miner: LabelMiner, mined: Mined, probability: Probability | N
 
 def _texts_of(column: pl.Series) -> pl.DataFrame:
     """Return position, column, text and its length, of the fields that are not null; text is null where it is none."""
-    if column.dtype == pl.String or column.dtype == pl.Binary:
-        text = column.cast(pl.String, strict=False)
-    elif column.dtype in (pl.Categorical, pl.Enum):
+    if column.dtype in (pl.String, pl.Categorical, pl.Enum):
         text = column.cast(pl.String)
+    elif column.dtype == pl.Binary:
+        text = pl.Series([_decode(value) for value in column], dtype=pl.String)
     else:
         text = pl.Series([None] * len(column), dtype=pl.String)
     at = pl.int_range(0, len(column), eager=True)
@@ -294,6 +306,14 @@ def _texts_of(column: pl.Series) -> pl.DataFrame:
     return frame.select(
         "at", pl.lit(column.name).alias("column"), "text", pl.col("text").str.len_chars().alias("characters")
     )
+
+
+def _decode(value: bytes | None) -> str | None:
+    """Return the text that bytes hold, or None if they are not UTF-8."""
+    try:
+        return value.decode("utf-8") if value is not None else None
+    except UnicodeDecodeError:
+        return None
 
 
 def _usable() -> pl.Expr:
@@ -317,10 +337,10 @@ def _flag_texts(texts: pl.DataFrame) -> pl.DataFrame:
     return pl.concat(found)
 
 
-def _flag_ids(ids: pl.Series) -> pl.DataFrame:
+def _flag_ids(ids: pl.Series, repeated: pl.Series) -> pl.DataFrame:
     at = pl.int_range(0, len(ids), eager=True)
     frame = pl.DataFrame({"at": at, "id": ids})
-    twice = frame.filter(pl.col("id").is_duplicated() & pl.col("id").is_not_null())
+    twice = frame.filter(pl.col("id").hash().is_in(repeated.implode()) & pl.col("id").is_not_null())
     none = frame.filter(pl.col("id").is_null())
     flags = [(twice, "duplicate_id"), (none, "no_id")]
     return pl.concat([found.select("at", pl.lit(name).alias("flag")) for found, name in flags])

@@ -27,12 +27,16 @@ def found(matcher: Matcher, raw: str) -> list[str]:
         (["fibrillation", "atrial fibrillation"], "atrial fibrillation", ["atrial fibrillation"]),
         (["av block", "av block iii"], "av-block i, AV/Block   III", ["av-block", "AV/Block   III"]),
         (["st depression"], "st\ndepression st depression", ["st depression"]),
-        (["überdrehter linkstyp"], "ÜBERDREHTER linkstyp, ueberdrehter Linkstyp", ["ÜBERDREHTER linkstyp", "ueberdrehter Linkstyp"]),
+        (
+            ["überdrehter linkstyp"],
+            "ÜBERDREHTER linkstyp, ueberdrehter Linkstyp",
+            ["ÜBERDREHTER linkstyp", "ueberdrehter Linkstyp"],
+        ),
         (["?"], "infarct ?", ["?"]),
         (["a"], "", []),
         (["a"], "中a a中", []),
     ],
-)  # fmt: skip
+)
 def test_matches_are_whole_words_and_the_longest(patterns: list[str], raw: str, words: list[str]) -> None:
     assert found(build(*patterns), raw) == words
 
@@ -63,7 +67,9 @@ def test_sentences(raw: str, sentences: int) -> None:
 
 
 def test_each_sentence_is_read_in_its_language() -> None:
-    english = parse_rules({"language": "en", "words": ["the"], "finding": [{"id": "A", "patterns": ["infarkt", "alter infarct"]}]})  # fmt: skip
+    english = parse_rules(
+        {"language": "en", "words": ["the"], "finding": [{"id": "A", "patterns": ["infarkt", "alter infarct"]}]}
+    )
     german = parse_rules(
         {"language": "de", "words": ["mit"], "finding": [{"id": "B", "patterns": ["infarkt", "block"]}]}
     )
@@ -74,7 +80,9 @@ def test_each_sentence_is_read_in_its_language() -> None:
 
 def test_separators_are_events_of_their_language_only() -> None:
     english = parse_rules({"language": "en", "finding": [{"id": "A", "patterns": ["flutter"]}]})
-    german = parse_rules({"language": "de", "finding": [{"id": "B", "patterns": ["flattern"]}], "separator": [{"patterns": [" | "]}]})  # fmt: skip
+    german = parse_rules(
+        {"language": "de", "finding": [{"id": "B", "patterns": ["flattern"]}], "separator": [{"patterns": [" | "]}]}
+    )
     matcher = Matcher((english, german))
     raw = "flattern | flattern. flutter | flutter"
     matches = matcher.match(normalise(raw), raw)
