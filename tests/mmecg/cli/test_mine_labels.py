@@ -1,0 +1,167 @@
+"""``mmecg mine-labels``: tables in and out, and what is wrong with tables."""
+
+import gzip
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from mmecg.labels.tables import ASSERTION_SCHEMA
+from mmecg.report import MAX_TEXT_CHARS
+
+REPORTS = {
+    "1": "sinus rhythm. possible left ventricular hypertrophy.",
+    "2": "no evidence of atrial fibrillation",
+    "3": "",
+    "4": "sinusrhythmus linkshypertrophie möglich",
+    "5": "vorhofflimmern Edit: LVH 100",
+}
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    path = tmp_path / "reports.csv"
+    pl.DataFrame({"study_id": list(REPORTS), "report": list(REPORTS.values())}).write_csv(path)
+    return path
+
+
+def test_csv(run, table, tmp_path):
+    out, wide = tmp_path / "out.parquet", tmp_path / "wide.parquet"
+    outcome = run("mine-labels", table, "--out", out, "--wide", wide)
+    assert outcome.code == 0, outcome.err
+    assert "in 4 of 5 rows" in outcome.out
+    assert "1 rows flagged gold_codes" in outcome.err
+    found = pl.read_parquet(out)
+    assert dict(found.schema) == ASSERTION_SCHEMA
+    for study_id, start, end, evidence in found.select("study_id", "start", "end", "evidence").iter_rows():
+        assert REPORTS[study_id][start:end] == evidence
+    said = {(row[0], row[1]): row[2] for row in found.select("study_id", "finding", "status").iter_rows()}
+    assert said["1", "SR"] == said["4", "SR"] == said["5", "AFIB"] == "present"
+    assert said["1", "LVH"] == said["4", "LVH"] == "possible"
+    assert said["2", "AFIB"] == "negated"
+    assert ("5", "LVH") not in said
+    assert found["probability"].is_between(0, 1).all()
+    labels = pl.read_parquet(wide)
+    assert labels["study_id"].to_list() == list(REPORTS)
+    assert labels["AFIB"].to_list() == [None, False, None, None, True]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.parquet", "reports.csv", "wide.parquet"]
+
+
+def test_parquet_with_numbered_columns_and_json(run, tmp_path):
+    path, out = tmp_path / "machine.parquet", tmp_path / "out.parquet"
+    columns = {f"report_{number}": ["Sinus rhythm" if number == 10 else None] for number in (10, 2)}
+    pl.DataFrame({"study_id": [7], **columns}).write_parquet(path)
+    outcome = run("mine-labels", path, "--out", out, "--json")
+    assert outcome.code == 0, outcome.err
+    answer = json.loads(outcome.out)
+    assert answer == {
+        "rows": 1,
+        "rows_with_assertions": 1,
+        "assertions": 1,
+        "flags": {},
+        "findings": {"SR": {"present": 1}},
+    }
+    assert pl.read_parquet(out).select("study_id", "column").row(0) == ("7", "report_10")
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "code"), [("scp", "AFIB"), ("snomed", "164889003"), ("ecg-fm", "Atrial fibrillation")]
+)
+def test_codes_of_another_system(run, table, tmp_path, vocabulary, code):
+    out, wide = tmp_path / "out.parquet", tmp_path / "wide.parquet"
+    assert run("mine-labels", table, "--out", out, "--wide", wide, "--vocabulary", vocabulary).code == 0
+    found = pl.read_parquet(out).filter(pl.col("finding") == code)
+    assert found.select("study_id", "status").rows() == [("2", "negated"), ("5", "present")]
+    assert pl.read_parquet(wide)[code].to_list() == [None, False, None, None, True]
+
+
+def test_gzip_other_columns_and_no_ids(run, tmp_path):
+    path, out = tmp_path / "notes.csv.gz", tmp_path / "out.parquet"
+    path.write_bytes(gzip.compress(b"note,extra\nsinus rhythm,1\nflutter,2\n"))
+    assert run("mine-labels", path, "--out", out, "--text-column", "note").code == 0
+    assert pl.read_parquet(out).select("study_id", "column", "finding").row(0) == ("0", "note", "SR")
+
+
+def test_texts_that_cannot_be_mined_make_exit_code_1(run, tmp_path):
+    path, out, wide = tmp_path / "a.csv", tmp_path / "out.parquet", tmp_path / "wide.parquet"
+    texts = ["sinus rhythm", "x" * (MAX_TEXT_CHARS + 1), "x" * 1_000_000, "sinus\x00rhythm"]
+    pl.DataFrame({"study_id": ["a", "b", "b", "c"], "report": texts}).write_csv(path)
+    outcome = run("mine-labels", path, "--out", out, "--wide", wide, "--json")
+    assert outcome.code == 1
+    assert json.loads(outcome.out)["flags"] == {"control_characters": 1, "duplicate_id": 2, "too_long": 2}
+    assert pl.read_parquet(wide)["study_id"].to_list() == ["a", "b", "b", "c"]
+
+
+def test_wrong_encoding_is_flagged_and_mined(run, tmp_path):
+    path, out = tmp_path / "latin.csv", tmp_path / "out.parquet"
+    path.write_bytes("study_id,report\n1,linkshypertrophie möglich\n2,sinusrhythmus\n".encode("latin-1"))
+    outcome = run("mine-labels", path, "--out", out)
+    assert outcome.code == 0
+    assert "1 rows flagged encoding" in outcome.err
+    assert pl.read_parquet(out)["finding"].to_list() == ["LVH", "SR"]
+
+
+def test_table_of_no_rows(run, tmp_path):
+    path, out, wide = tmp_path / "a.csv", tmp_path / "out.parquet", tmp_path / "wide.parquet"
+    path.write_text("study_id,report\n")
+    assert run("mine-labels", path, "--out", out, "--wide", wide).code == 0
+    assert pl.read_parquet(out).height == pl.read_parquet(wide).height == 0
+
+
+def test_prior_study_is_looked_up_in_the_corpus(run, corpus, tmp_path):
+    path, out = tmp_path / "a.csv", tmp_path / "out.parquet"
+    text = "sinus rhythm has replaced atrial fibrillation"
+    pl.DataFrame({"study_id": ["study-3", "elsewhere"], "report": [text] * 2}).write_csv(path)
+    outcome = run("mine-labels", path, "--out", out, "--corpus", corpus)
+    assert outcome.code == 0, outcome.err
+    found = pl.read_parquet(out).filter("needs_prior")
+    assert set(found["study_id"]) == {"study-3", "elsewhere"}
+    priors = dict(found.select("study_id", "prior_study_id").iter_rows())
+    assert priors == {"study-3": "study-2", "elsewhere": None}
+    assert found.filter(pl.col("finding") == "AFIB")["prior_value"].to_list() == [None, None]  # not mentioned there
+
+
+BAD_FILES = {
+    "missing.csv": (None, "No such file"),
+    "empty.csv": (b"", "is empty"),
+    "binary.csv": (bytes(range(256)) * 8, "no column report"),
+    "reports.txt": (b"report\nx\n", "unknown ending"),
+    "fake.parquet": (b"PAR1 this is none", "cannot be read"),
+    "ragged.csv": (b"study_id,report\n1,a,b,c,d\n", "cannot be read"),
+    "columns.csv": (b"a,b\n1,2\n", "found a, b; name the text with --text-column"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_bad_files(run, tmp_path, name):
+    content, message = BAD_FILES[name]
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    outcome = run("mine-labels", tmp_path / name, "--out", tmp_path / "out.parquet")
+    assert outcome.code == 2
+    assert message in outcome.error
+    assert not (tmp_path / "out.parquet").exists()
+    assert not list(tmp_path.glob(".mine-labels-*"))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--text-column", "notes"], "no column 'notes', expected one of study_id, report"),
+        (["--id-column", "id"], "no column 'id'"),
+        (["--vocabulary", "icd"], "invalid choice"),
+        (["--wide", "nowhere/wide.parquet"], "its folder does not exist"),
+    ],
+)
+def test_bad_arguments(run, table, tmp_path, more, message):
+    outcome = run("mine-labels", table, "--out", tmp_path / "out.parquet", *more)
+    assert outcome.code == 2
+    assert message in outcome.error
+
+
+def test_nothing_is_overwritten(run, table, tmp_path):
+    out = tmp_path / "out.parquet"
+    out.write_text("precious")
+    assert "exists already" in run("mine-labels", table, "--out", out).error
+    assert out.read_text() == "precious"
