@@ -27,32 +27,34 @@ Longs = npt.NDArray[np.int64]
 Probability = Callable[[LabelAssertion], float | None]
 """That a finding is present where it is spoken of so; ``TextEvidence.mention_probability`` is one."""
 
-ASSERTION_SCHEMA = {
-    "row": pl.Int64,
-    "study_id": pl.String,
-    "column": pl.String,
-    "finding": pl.String,
-    "status": pl.String,
-    "start": pl.Int32,
-    "end": pl.Int32,
-    "evidence": pl.String,
-    "rule": pl.String,
-    "cue": pl.String,
-    "cue_start": pl.Int32,
-    "cue_end": pl.Int32,
-    "location": pl.String,
-    "age": pl.String,
-    "degree": pl.String,
-    "age_status": pl.String,
-    "cause_status": pl.String,
-    "language": pl.String,
-    "needs_prior": pl.Boolean,
-    "alternatives": pl.String,
-    "probability": pl.Float64,
-}
+ASSERTION_SCHEMA = pl.Schema(
+    {
+        "row": pl.Int64,
+        "study_id": pl.String,
+        "column": pl.String,
+        "finding": pl.String,
+        "status": pl.String,
+        "start": pl.Int32,
+        "end": pl.Int32,
+        "evidence": pl.String,
+        "rule": pl.String,
+        "cue": pl.String,
+        "cue_start": pl.Int32,
+        "cue_end": pl.Int32,
+        "location": pl.String,
+        "age": pl.String,
+        "degree": pl.String,
+        "age_status": pl.String,
+        "cause_status": pl.String,
+        "language": pl.String,
+        "needs_prior": pl.Boolean,
+        "alternatives": pl.String,
+        "probability": pl.Float64,
+    }
+)
 """Columns of a table of assertions, as the README of this folder describes them."""
 
-ROW_SCHEMA = {"row": pl.Int64, "study_id": pl.String, "flags": pl.List(pl.String)}
+ROW_SCHEMA = pl.Schema({"row": pl.Int64, "study_id": pl.String, "flags": pl.List(pl.String)})
 """Columns of a table of rows: one for each input row, whatever it holds."""
 
 FLAGS = (

@@ -20,20 +20,20 @@ REPORTS = {
 
 
 @pytest.fixture
-def table(tmp_path: Path) -> Path:
+def reports(tmp_path: Path) -> Path:
     path = tmp_path / "reports.csv"
     pl.DataFrame({"study_id": list(REPORTS), "report": list(REPORTS.values())}).write_csv(path)
     return path
 
 
-def test_csv(run, table, tmp_path):
+def test_csv(run, reports, tmp_path):
     out, wide = tmp_path / "out.parquet", tmp_path / "wide.parquet"
-    outcome = run("mine-labels", table, "--out", out, "--wide", wide)
+    outcome = run("mine-labels", reports, "--out", out, "--wide", wide)
     assert outcome.code == 0, outcome.err
     assert "in 4 of 5 rows" in outcome.out
     assert "1 rows flagged gold_codes" in outcome.err
     found = pl.read_parquet(out)
-    assert dict(found.schema) == ASSERTION_SCHEMA
+    assert found.schema == ASSERTION_SCHEMA
     for study_id, start, end, evidence in found.select("study_id", "start", "end", "evidence").iter_rows():
         assert REPORTS[study_id][start:end] == evidence
     said = {(row[0], row[1]): row[2] for row in found.select("study_id", "finding", "status").iter_rows()}
@@ -68,9 +68,9 @@ def test_parquet_with_numbered_columns_and_json(run, tmp_path):
 @pytest.mark.parametrize(
     ("vocabulary", "code"), [("scp", "AFIB"), ("snomed", "164889003"), ("ecg-fm", "Atrial fibrillation")]
 )
-def test_codes_of_another_system(run, table, tmp_path, vocabulary, code):
+def test_codes_of_another_system(run, reports, tmp_path, vocabulary, code):
     out, wide = tmp_path / "out.parquet", tmp_path / "wide.parquet"
-    assert run("mine-labels", table, "--out", out, "--wide", wide, "--vocabulary", vocabulary).code == 0
+    assert run("mine-labels", reports, "--out", out, "--wide", wide, "--vocabulary", vocabulary).code == 0
     found = pl.read_parquet(out).filter(pl.col("finding") == code)
     assert found.select("study_id", "status").rows() == [("2", "negated"), ("5", "present")]
     assert pl.read_parquet(wide)[code].to_list() == [None, False, None, None, True]
@@ -154,14 +154,14 @@ def test_bad_files(run, tmp_path, name):
         (["--wide", "nowhere/wide.parquet"], "its folder does not exist"),
     ],
 )
-def test_bad_arguments(run, table, tmp_path, more, message):
-    outcome = run("mine-labels", table, "--out", tmp_path / "out.parquet", *more)
+def test_bad_arguments(run, reports, tmp_path, more, message):
+    outcome = run("mine-labels", reports, "--out", tmp_path / "out.parquet", *more)
     assert outcome.code == 2
     assert message in outcome.error
 
 
-def test_nothing_is_overwritten(run, table, tmp_path):
+def test_nothing_is_overwritten(run, reports, tmp_path):
     out = tmp_path / "out.parquet"
     out.write_text("precious")
-    assert "exists already" in run("mine-labels", table, "--out", out).error
+    assert "exists already" in run("mine-labels", reports, "--out", out).error
     assert out.read_text() == "precious"

@@ -176,8 +176,8 @@ def test_every_row_comes_out_flagged(miner: LabelMiner, batch_rows: int) -> None
     assertions, rows = (pl.concat(part) for part in zip(*parts, strict=True))
     assert rows["row"].to_list() == list(range(len(ids)))
     assert rows["study_id"].to_list() == ids
-    assert dict(rows.schema) == ROW_SCHEMA
-    assert dict(assertions.schema) == ASSERTION_SCHEMA
+    assert rows.schema == ROW_SCHEMA
+    assert assertions.schema == ASSERTION_SCHEMA
     assert rows["flags"].to_list() == [*(flags for _, flags, _ in BAD.values()), ["duplicate_id"], ["no_id"]]
     assert set(rows["flags"].explode().drop_nulls()) <= set(FLAGS)
     counts = [assertions.filter(pl.col("row") == row).height for row in range(len(ids))]

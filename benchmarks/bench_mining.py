@@ -1,0 +1,173 @@
+"""Label mining on one core: reports a second with spans and assertion status, beside medspaCy in the same run.
+
+    POLARS_MAX_THREADS=1 python benchmarks/bench_mining.py [--peer-python ENV/bin/python] [--count 10000000]
+
+The reports are made of phrases and cues of the English rules and of filler words, four to five statements each. *Cached*:
+statements come from a pool of 3,800. *Uncached*: each statement holds a number of its own, so that no two are equal.
+Figures are CPU time from a table of reports to a table of assertions, and from lists of texts to columns of numbers.
+
+The peer is medspaCy's target matcher and ConText with its own rules, with a sentencizer instead of PyRuSH (which is ten
+times slower), on phrases of the same rules; it needs an environment of its own (``pip install medspacy``), whose
+interpreter ``--peer-python`` names. ``--count`` mines that many reports from Parquet files and gives the peak memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("POLARS_MAX_THREADS", "1")
+
+import numpy as np
+import polars as pl
+from rich.console import Console
+from rich.table import Table
+
+from mmecg.labels.mining import LabelMiner
+from mmecg.labels.rules import Kind, load_rules, rule_literals
+
+POOL = 3_800
+STATEMENTS = (4, 5)
+FILLER = "the tracing shows with in leads and a rate of as before on this recording of the patient at rest".split()
+BLOCK = 500
+
+PEER = """
+import json, logging, sys, time
+logging.disable(logging.CRITICAL)
+from loguru import logger
+logger.remove()
+import medspacy, spacy
+from medspacy.target_matcher import TargetRule
+given = json.load(open(sys.argv[1]))
+nlp = spacy.blank("en")
+nlp.add_pipe("sentencizer")
+matcher = nlp.add_pipe("medspacy_target_matcher")
+matcher.add([TargetRule(phrase, "FINDING") for phrase in given["phrases"]])
+nlp.add_pipe("medspacy_context")
+list(nlp.pipe(given["texts"][:20]))
+start = time.process_time()
+found = sum(len(doc.ents) for doc in nlp.pipe(given["texts"]))
+print(json.dumps({"seconds": time.process_time() - start, "found": found}))
+"""
+
+
+def phrases(kinds: tuple[Kind, ...]) -> list[str]:
+    """Return the literals of the English rules of some kinds."""
+    literals = rule_literals(load_rules("en"))
+    return sorted(item.text.decode() for item, roles in literals.items() if roles[0].kind in kinds)
+
+
+def make_pool(rng: np.random.Generator) -> pl.Series:
+    """Return distinct statements: a cue or none, a phrase, filler."""
+    findings, cues = phrases((Kind.FINDING, Kind.BASE)), phrases((Kind.CUE,))
+    statements: set[str] = set()
+    while len(statements) < POOL:
+        words = [str(rng.choice(cues))] if rng.random() < 0.5 else []
+        filler = rng.choice(FILLER, size=int(rng.integers(1, 6))).tolist()
+        statements.add(" ".join([*words, str(rng.choice(findings)), *filler]))
+    return pl.Series(sorted(statements))
+
+
+def make_reports(pool: pl.Series, count: int, rng: np.random.Generator, *, unique: bool) -> pl.DataFrame:
+    """Return reports of four or five statements from the pool, each with a number of its own if ``unique``."""
+    columns = []
+    for place in range(max(STATEMENTS)):
+        statement = pool.gather(rng.integers(0, len(pool), count)).alias(f"s{place}")
+        if unique:
+            number = pl.Series(rng.integers(10**8, 10**9, count)).cast(pl.String)
+            statement = statement + " no " + number if place % 2 else statement + " at " + number
+        columns.append(pl.select(pl.lit(statement)).to_series().alias(f"s{place}"))
+    last = (
+        pl.when(pl.Series(rng.random(count) < 0.5)).then(pl.lit(". ") + pl.col(columns[-1].name)).otherwise(pl.lit(""))
+    )
+    body = pl.concat_str([column.name for column in columns[:-1]], separator=". ")
+    return pl.DataFrame(columns).select(report=body + last + ".").with_row_index("study_id")
+
+
+def best(work: Callable[[], object], rounds: int) -> float:
+    """Return the least CPU seconds of several rounds."""
+    seconds = []
+    for _ in range(rounds):
+        start = time.process_time()
+        work()
+        seconds.append(time.process_time() - start)
+    return min(seconds)
+
+
+def mine_lists(miner: LabelMiner, texts: list[str]) -> None:
+    """Mine texts in blocks, to columns of numbers."""
+    for low in range(0, len(texts), BLOCK):
+        miner.mine_block(texts[low : low + BLOCK])
+
+
+def ask_peer(python: str, reports: pl.DataFrame) -> float:
+    """Return the reports a second of medspaCy."""
+    with tempfile.TemporaryDirectory() as folder:
+        given = Path(folder) / "given.json"
+        given.write_text(
+            json.dumps({"phrases": phrases((Kind.FINDING, Kind.BASE)), "texts": reports["report"].to_list()})
+        )
+        done = subprocess.run(
+            [python, "-W", "ignore", "-c", PEER, str(given)], capture_output=True, text=True, check=True
+        )
+    return reports.height / json.loads(done.stdout.splitlines()[-1])["seconds"]
+
+
+def measure_memory(count: int, pool: pl.Series, rng: np.random.Generator) -> tuple[float, float, int]:
+    """Mine ``count`` reports from Parquet files; return peak MB, seconds and assertions."""
+    with tempfile.TemporaryDirectory() as folder:
+        part = 250_000
+        for number, low in enumerate(range(0, count, part)):
+            reports = make_reports(pool, min(part, count - low), rng, unique=False)
+            reports.with_columns(pl.col("study_id") + low).write_parquet(Path(folder) / f"{number:06}.parquet")
+        start, rows, assertions = time.perf_counter(), 0, 0
+        table = pl.scan_parquet(Path(folder) / "*.parquet")
+        for found, flagged in LabelMiner().mine_batches(table, id_column="study_id"):
+            assertions, rows = assertions + found.height, rows + flagged.height
+        seconds = time.perf_counter() - start
+    if rows != count:
+        raise SystemExit(f"{rows} rows came out of {count}")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, seconds, assertions
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--reports", type=int, default=100_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peer-python", help="interpreter of an environment with medspaCy")
+    parser.add_argument("--peer-reports", type=int, default=500)
+    parser.add_argument("--count", type=int, default=0, help="reports to mine for the peak memory; 0 leaves it out")
+    args = parser.parse_args()
+    rng = np.random.default_rng(0)
+    pool, miner = make_pool(rng), LabelMiner()
+    print(f"polars threads {pl.thread_pool_size()}; {len(rule_literals(load_rules('en')))} English literals")
+    if args.count:
+        peak, seconds, assertions = measure_memory(args.count, pool, rng)
+        print(f"{args.count:,} reports, {assertions:,} assertions in {seconds:.0f} s: peak memory {peak:.0f} MB")
+    table = Table("what", "reports/s")
+    for unique in (True, False):
+        reports = make_reports(pool, args.reports, rng, unique=unique)
+        name = "uncached" if unique else "cached"
+        seconds = best(lambda: miner.mine_table(reports, id_column="study_id"), args.rounds)  # noqa: B023
+        table.add_row(f"table to table, {name}", f"{args.reports / seconds:,.0f}")
+        if unique:
+            texts = reports["report"].to_list()
+            print(f"mean length {np.mean([len(text) for text in texts]):.0f} characters")
+            seconds = best(lambda: mine_lists(miner, texts), args.rounds)  # noqa: B023
+            table.add_row(f"texts to columns, {name}", f"{args.reports / seconds:,.0f}")
+    if args.peer_python:
+        rate = ask_peer(args.peer_python, make_reports(pool, args.peer_reports, rng, unique=True))
+        table.add_row("medspaCy, texts to entities with context", f"{rate:,.0f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
