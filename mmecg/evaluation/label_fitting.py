@@ -19,7 +19,6 @@ from mmecg.labels.evidence import FittedText, fit_text_evidence
 from mmecg.labels.weights import Agreement
 
 GROUPS = 4
-RIDGE = Ridge(own=10.0, cross=300.0)
 CORPUS = 8000
 """Training records that vote in the shipped reader; a random choice."""
 
@@ -127,9 +126,8 @@ def fit_agreement(reader: EcgReader, honest: HonestScores, text: FittedText, dat
     """
     scores = {"text": text.held_out[honest.rows], **honest.channels}
     gold = data.gold[honest.rows]
-    groups = patient_groups(data.subject_ids[honest.rows], GROUPS + 1)
-    both, _ = fit_stack(scores, gold, data.labels, CHANNELS, ridge=RIDGE, groups=groups)
-    ecg, _ = fit_stack(scores, gold, data.labels, ECG_CHANNELS, ridge=RIDGE, groups=groups)
+    both = fit_stack(scores, gold, data.labels, CHANNELS, ridge=Ridge())
+    ecg = fit_stack(scores, gold, data.labels, ECG_CHANNELS, ridge=Ridge())
     return Agreement(reader, both, ecg)
 
 

@@ -31,7 +31,7 @@ from mmecg.evaluation.label_data import (
     read_label_data,
 )
 from mmecg.evaluation.label_metrics import brier, ece, everything_f1, f1, f1_of_labels
-from mmecg.evaluation.label_protocols import Given, Tested, disagreement, few_gold, positive_unlabelled, tfidf_peer
+from mmecg.evaluation.label_protocols import Given, System, disagreement, few_gold, positive_unlabelled, tfidf_peer
 from mmecg.evaluation.results import Evaluation, Row
 from mmecg.labels.logistic import expit
 from mmecg.labels.mining import LabelMiner
@@ -97,7 +97,7 @@ def evaluate_labels(
     data = read_label_data(wanted, evidence.labels, miner)
     log_odds = evidence.log_odds(data.reports)
     weights = patient_weights(data.subject_ids, resamples=options.resamples, seed=options.seed)
-    text = Tested("text", log_odds, log_odds >= evidence.thresholds)
+    text = System("text", log_odds, log_odds >= evidence.thresholds)
     given = Given(data, weights, options.seed)
     progress("fitting the TF-IDF peer", 0, 1)
     train = without_subjects_of(table.filter(pl.col("strat_fold").is_in(TRAINING_FOLDS)), wanted)
@@ -121,7 +121,7 @@ def evaluate_labels(
 def _ecg_rows(
     options: LabelOptions,
     given: Given,
-    text: Tested,
+    text: System,
     statements: pl.DataFrame,
     bundle: Callable[[], Bundle],
     progress: Progress,
@@ -137,7 +137,7 @@ def _ecg_rows(
     shuffled = np.random.default_rng(options.seed).permutation(len(kept))
     scores = {"text": text.log_odds, **channels}
     log_odds = agreement.text_ecg.log_odds(scores)
-    both = Tested("text_ecg", log_odds, log_odds >= agreement.text_ecg.thresholds)
+    both = System("text_ecg", log_odds, log_odds >= agreement.text_ecg.thresholds)
     ecg = agreement.ecg.log_odds(channels)
     control = agreement.text_ecg.log_odds({"text": text.log_odds, **{k: v[shuffled] for k, v in channels.items()}})
     peers = {
@@ -153,7 +153,7 @@ def _ecg_rows(
     return rows, _per_label(given, both), skipped
 
 
-def _rows(given: Given, tested: Tested, peers: Mapping[str, NDArray[np.bool_]]) -> list[Row]:
+def _rows(given: Given, tested: System, peers: Mapping[str, NDArray[np.bool_]]) -> list[Row]:
     rows = []
     naive = naive_mentions(given.data)
     for count, labels in ((20, LABELS_20), (56, LABELS_56)):
@@ -180,7 +180,7 @@ def _pooled_ece(gold: NDArray[np.bool_], probability: NDArray[np.floating]) -> f
     return ece(gold.reshape(-1, 1), probability.reshape(-1, 1), flat).value
 
 
-def _subgroup_rows(given: Given, tested: Tested, peers: Mapping[str, NDArray[np.bool_]]) -> list[Row]:
+def _subgroup_rows(given: Given, tested: System, peers: Mapping[str, NDArray[np.bool_]]) -> list[Row]:
     table = given.data.table
     groups: dict[str, NDArray[np.bool_]] = {name: given.data.languages == name for name in LANGUAGES}
     for column in ("site", "sex"):
@@ -202,7 +202,7 @@ MIN_GROUP = 50
 
 
 def _f1_rows(
-    given: Given, tested: Tested, peers: Mapping[str, NDArray[np.bool_]], key: str, labels: tuple[str, ...]
+    given: Given, tested: System, peers: Mapping[str, NDArray[np.bool_]], key: str, labels: tuple[str, ...]
 ) -> list[Row]:
     columns = given.data.columns(labels)
     gold = given.data.gold[:, columns]
@@ -217,7 +217,7 @@ def _f1_rows(
     ]
 
 
-def _per_label(given: Given, tested: Tested) -> pl.DataFrame:
+def _per_label(given: Given, tested: System) -> pl.DataFrame:
     gold, decided = given.data.gold, tested.decided
     hits = (gold & decided).sum(axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -26,7 +26,7 @@ MIN_PU_POSITIVES = 400
 
 
 @dataclass(frozen=True)
-class Tested:
+class System:
     """What a system says of the records.
 
     Attributes
@@ -40,9 +40,9 @@ class Tested:
     log_odds: NDArray[np.float32]
     decided: NDArray[np.bool_]
 
-    def take(self, rows: NDArray[np.int64]) -> Tested:
+    def take(self, rows: NDArray[np.int64]) -> System:
         """Return some of the records."""
-        return Tested(self.name, self.log_odds[rows], self.decided[rows])
+        return System(self.name, self.log_odds[rows], self.decided[rows])
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def positive_unlabelled(train: pl.DataFrame, given: Given) -> list[Row]:
     gold = label_matrix(train, LABELS_20)
     keys = {"pu/f1_share_of_oracle/0.2": np.full(len(LABELS_20), 0.2)}
     keys["pu/f1_share_of_oracle/0.2/label_dependent"] = np.geomspace(0.08, 0.32, len(LABELS_20))[::-1]
-    if gold.sum(axis=0).min(initial=0) < MIN_PU_POSITIVES:
+    if not len(gold) or gold.sum(axis=0).min() < MIN_PU_POSITIVES:
         why = f"a code has fewer than {MIN_PU_POSITIVES} positives in the training folds; give a folder that has them"
         return [Row.missing(key, why) for key in keys]
     features, tested = _text_components(train, given.data)
@@ -182,7 +182,7 @@ def _draw(subject_ids: NDArray[np.str_], seed: int) -> NDArray[np.bool_]:
     return np.isin(patient_of, chosen)
 
 
-def disagreement(given: Given, text: Tested, ecg: NDArray[np.bool_], both: Tested) -> list[Row]:
+def disagreement(given: Given, text: System, ecg: NDArray[np.bool_], both: System) -> list[Row]:
     """Return the rows ``disagreement/*``: true label errors among the hundred most doubtful labels.
 
     ``simulated_flips``: 5 % of the positive gold labels of the 20 codes are taken away and as many are added where

@@ -25,7 +25,7 @@ from mmecg.errors import InvalidInputError
 from mmecg.labels.assertion import LabelAssertion
 from mmecg.labels.logistic import expit, f1_thresholds, fit_logistic
 
-PENALTY = 2.0
+PENALTY = 3.0
 MIN_REPORTS = 3
 """A feature of fewer training reports is left out."""
 

@@ -24,7 +24,6 @@ class FewGold:
     Attributes
     ----------
     stack : Stack
-        Its thresholds have the best expected F1, so that no gold is spent on them.
     resampled : tuple of Stack
     """
 
@@ -88,7 +87,7 @@ def fit_few_gold(
             f"{len(gold)} gold studies, expected at least {MIN_STUDIES}; label more studies", field="gold"
         )
     channels = tuple(scores)
-    stack, _ = fit_stack(scores, gold, labels, channels, ridge=RIDGE)
+    stack = fit_stack(scores, gold, labels, channels, ridge=RIDGE)
     units = np.arange(len(gold)) if subject_ids is None else np.unique(subject_ids, return_inverse=True)[1]
     members = [np.flatnonzero(units == unit) for unit in range(units.max() + 1)]
     rng = np.random.default_rng(seed)
@@ -96,5 +95,5 @@ def fit_few_gold(
     for _ in range(resamples):
         rows = np.concatenate([members[unit] for unit in rng.integers(len(members), size=len(members))])
         drawn = {name: values[rows] for name, values in scores.items()}
-        resampled.append(fit_stack(drawn, gold[rows], labels, channels, ridge=RIDGE)[0])
+        resampled.append(fit_stack(drawn, gold[rows], labels, channels, ridge=RIDGE))
     return FewGold(stack, tuple(resampled))

@@ -40,7 +40,7 @@ def suspicion(given: NDArray[np.bool_], probabilities: NDArray[np.floating]) -> 
 
     _check(given, probabilities)
     found = np.empty(given.shape)
-    for column in range(given.shape[1]):
+    for column in range(given.shape[1] if len(given) else 0):
         both = _both(probabilities[:, column])
         found[:, column] = 1 - get_label_quality_scores(given[:, column].astype(int), both, method="self_confidence")
     return found

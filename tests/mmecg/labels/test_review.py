@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from mmecg.errors import InvalidInputError
+from mmecg.labels.assertion import LabelAssertion, Status
+from mmecg.labels.review import Case, confident_errors, disagreement_queue, highlight, render_page, suspicion
+
+HOSTILE = "AF <script>alert('x')</script> & \"possible\" LVH"
+
+
+def flipped(count: int = 600):
+    """Sure probabilities, and labels of which one in twenty was flipped."""
+    rng = np.random.default_rng(0)
+    truth = rng.random((count, 3)) < 0.4
+    probability = np.where(truth, 0.9, 0.1) + rng.uniform(-0.08, 0.08, truth.shape)
+    wrong = rng.random(truth.shape) < 0.05
+    return truth ^ wrong, probability, wrong
+
+
+def test_flipped_labels_come_first() -> None:
+    given, probability, wrong = flipped()
+    order = np.argsort(-suspicion(given, probability), axis=None)[: wrong.sum()]
+    assert wrong.ravel()[order].all()
+    found = confident_errors(given, probability)
+    assert wrong[found].all()
+    assert found.sum() > 0.5 * wrong.sum()
+
+
+def test_a_label_that_all_have_is_never_an_error() -> None:
+    assert not confident_errors(np.ones((10, 1), np.bool_), np.full((10, 1), 0.01)).any()
+
+
+def test_shapes_must_match() -> None:
+    with pytest.raises(InvalidInputError, match=r"labels have shape \(2, 1\), probabilities \(2, 2\)"):
+        suspicion(np.ones((2, 1), np.bool_), np.ones((2, 2)))
+
+
+def test_the_queue_holds_disagreements_only_most_doubtful_first() -> None:
+    text = np.array([[True, False], [True, True], [False, False]])
+    ecg = np.array([[False, False], [True, False], [True, False]])
+    both = np.array([[0.3, 0.1], [0.9, 0.02], [0.8, 0.1]])
+    queue = disagreement_queue(
+        ["s1", "s2", "s3"], ["AFIB", "LVH"], text=text, ecg=ecg, text_probability=both, ecg_probability=both,
+        probability=both,
+    )  # fmt: skip
+    assert queue.select("study_id", "label", "kind").rows() == [
+        ("s2", "LVH", "text yes, ECG no"),
+        ("s3", "AFIB", "text no, ECG yes"),
+        ("s1", "AFIB", "text yes, ECG no"),
+    ]
+    assert queue["suspicion"].to_list() == pytest.approx([0.98, 0.8, 0.7])
+    assert disagreement_queue(
+        [], ["AFIB"], text=text[:0, :1], ecg=ecg[:0, :1], text_probability=both[:0, :1],
+        ecg_probability=both[:0, :1], probability=both[:0, :1],
+    ).is_empty()  # fmt: skip
+
+
+def assertion(finding: str, text: str, *, cue: str = "") -> LabelAssertion:
+    start, at = HOSTILE.index(text), HOSTILE.index(cue) if cue else -1
+    return LabelAssertion(
+        finding, Status.POSSIBLE, start, start + len(text), f"en/{finding}/0", f"en/{cue}", at, at + len(cue), ()
+    )
+
+
+def test_marks_are_the_evidence_and_the_text_survives() -> None:
+    marked = highlight(HOSTILE, [assertion("AFIB", "AF"), assertion("LVH", "LVH", cue="possible")], "LVH")
+    assert re.findall(r'<mark class="([^"]+)" title="[^"]*">([^<]*)</mark>', marked) == [
+        ("finding", "AF"),
+        ("cue own", "possible"),
+        ("finding own", "LVH"),
+    ]
+    assert "<script" not in marked
+
+    class Text(HTMLParser):
+        found = ""
+
+        def handle_data(self, data: str) -> None:
+            self.found += data
+
+    reader = Text()
+    reader.feed(marked)
+    assert reader.found == HOSTILE
+
+
+def test_overlapping_evidence_is_marked_once() -> None:
+    both = [assertion("IMI", "script"), assertion("LVH", "<script>")]
+    assert highlight(HOSTILE, both, "IMI").count("<mark") == 1
+    assert '<mark class="finding own"' in highlight(HOSTILE, both, "IMI")
+
+
+def test_the_page_loads_nothing_and_escapes_everything() -> None:
+    entry = {
+        "rank": 1, "study_id": "<b>7", "label": "LVH", "kind": "text yes, ECG no", "confident_error": True,
+        "text_probability": 0.9, "ecg_probability": 0.05, "probability": 0.12,
+    }  # fmt: skip
+    page = render_page([Case(entry, HOSTILE, (), b"\x89PNG")], title="a < b", names={"LVH": "<i>left</i>"})
+    assert "<script" not in page
+    assert "<b>7" not in page
+    assert "<i>left" not in page
+    assert "http:" not in page
+    assert "https:" not in page
+    assert "default-src 'none'" in page
+    assert "data:image/png;base64,iVBORw==" in page
+    assert "12.0%" in page
+    assert "agree on every label" in render_page([], title="none", names={})
