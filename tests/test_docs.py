@@ -13,13 +13,20 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from mmecg_pb.v1 import corpus_service_pb2, embedding_service_pb2, info_service_pb2, search_service_pb2
+from mmecg_pb.v1 import (
+    corpus_service_pb2,
+    embedding_service_pb2,
+    info_service_pb2,
+    label_mining_service_pb2,
+    search_service_pb2,
+)
 
 from mmecg.cli import COMMANDS, build_parser
 from mmecg.config import ServerConfig
 from mmecg.search import Filter
 
 ROOT = Path(__file__).parents[1]
+PROTOS = (corpus_service_pb2, embedding_service_pb2, info_service_pb2, label_mining_service_pb2, search_service_pb2)
 READMES = sorted(path for path in ROOT.glob("**/README.md") if ".venv" not in path.parts and "assets" not in path.parts)
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -43,7 +50,7 @@ def configuration_keys(kind, prefix=""):
 
 
 def rpcs():
-    for module in (corpus_service_pb2, embedding_service_pb2, info_service_pb2, search_service_pb2):
+    for module in PROTOS:
         for service in module.DESCRIPTOR.services_by_name.values():
             yield from (f"{service.name}.{method.name}" for method in service.methods)
 
@@ -59,7 +66,8 @@ def test_readme_shows_every_command(command):
 
 @pytest.mark.parametrize("line", [line for line in readme_commands() if line.startswith("mmecg ")])
 def test_commands_of_the_readme_are_understood(line):
-    args = build_parser().parse_args(shlex.split(line, comments=True)[1:])
+    words, *_ = line.split(" < ")  # what a shell reads from a file
+    args = build_parser().parse_args(shlex.split(words, comments=True)[1:])
     assert callable(args.run)
 
 
@@ -71,7 +79,8 @@ def test_examples_in_help_are_understood(command):
     examples = re.findall(r"^  (mmecg .*?)(?:   .*)?$", epilog, flags=re.MULTILINE)
     assert examples, f"mmecg {command} --help has no example"
     for example in examples:
-        assert callable(parser.parse_args(shlex.split(example)[1:]).run), example
+        words, *_ = example.split(" < ")
+        assert callable(parser.parse_args(shlex.split(words.rpartition(" | ")[2])[1:]).run), example
 
 
 def test_scripts_of_the_readme_are_there():
