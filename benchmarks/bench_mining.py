@@ -4,7 +4,7 @@
 
 The reports are made of phrases and cues of the English rules and of filler words, four to five statements each. *Cached*:
 statements come from a pool of 3,800. *Uncached*: each statement holds a number of its own, so that no two are equal.
-Figures are CPU time from a table of reports to a table of assertions, and from lists of texts to columns of numbers.
+Figures are CPU time from a table of reports to one of assertions, and from lists of texts to columns of numbers.
 
 The peer is medspaCy's target matcher and ConText with its own rules, with a sentencizer instead of PyRuSH (which is ten
 times slower), on phrases of the same rules; it needs an environment of its own (``pip install medspacy``), whose
@@ -35,7 +35,7 @@ from mmecg.labels.rules import Kind, load_rules, rule_literals
 
 POOL = 3_800
 STATEMENTS = (4, 5)
-FILLER = "the tracing shows with in leads and a rate of as before on this recording of the patient at rest".split()
+FILLER = ("the", "tracing", "shows", "with", "leads", "and", "rate", "of", "before", "this", "recording", "patient")
 BLOCK = 500
 
 PEER = """

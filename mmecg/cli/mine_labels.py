@@ -222,7 +222,7 @@ def _reading(path: Path) -> Iterator[None]:
         kind = "Parquet" if path.name.lower().endswith(".parquet") else "CSV"
         raise InvalidInputError(
             f"table {path.name} cannot be read ({type(error).__name__}), expected a {kind} table; check the file"
-        ) from None
+        ) from error
 
 
 def _text_columns(columns: list[str]) -> list[str]:

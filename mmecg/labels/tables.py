@@ -73,7 +73,7 @@ FLAGS = (
 
 _TRUNCATED = range(250, 257)
 """Lengths at which machine reports are cut, in code points."""
-_HINTS = "(?i)" + "|".join(map(re.escape, MASK_HINTS))
+_SUSPECT = "(?i)[<&]|" + "|".join(map(re.escape, MASK_HINTS))
 _MARKUP = r"<[A-Za-z/!][^<>]*>|&[a-z]{2,8};"
 _CONTROL = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]"
 _QUALIFIERS = ("location", "age", "degree")
@@ -81,6 +81,7 @@ _CUE_SPAN = ("cue_start", "cue_end")
 _SAID = ("status", "cue", *_QUALIFIERS, "age_status", "cause_status", "language", "needs_prior", "alternatives")
 _SAID_SCHEMA = {name: ASSERTION_SCHEMA[name] for name in _SAID}
 _BLOCK_CHARS = 150_000  # such blocks stay in the processor's cache
+_FOLDED = {"ae": "ä|æ|a\u0308", "oe": "ö|ø|o\u0308", "ue": "ü|#|u\u0308", "aa": "å|a\u030a", "ss": "ß"}
 _SPACE_KEPT = "\x1f"  # stands for a space that is not to be cut at; no text that is mined holds it
 
 
@@ -156,16 +157,39 @@ def read_batch(
     """
     numbers = pl.int_range(first_row, first_row + batch.height, eager=True)
     ids = (batch[id_column] if id_column else numbers).cast(pl.String, strict=False).alias("study_id")
-    parts = [_texts_of(batch[name]) for name in text_columns]
-    texts = pl.concat(parts)
-    flags = [_flag_texts(texts), _flag_ids(ids, repeated), _flag_empty(texts, batch.height)]
-    listed = pl.concat(flags).group_by("at").agg(pl.col("flag").unique().sort().alias("flags"))
-    rows = (
-        pl.DataFrame({"row": numbers, "study_id": ids}).with_row_index("at").with_columns(pl.col("at").cast(pl.Int64))
+    texts = pl.concat([_texts_of(batch[name]) for name in text_columns])
+    rows = pl.DataFrame({"row": numbers, "study_id": ids})
+    flags = [*_flag_texts(texts), *_flag_ids(ids, repeated), _flag_empty(texts, batch.height)]
+    readable = texts.filter(pl.col("text").is_not_null() & (pl.col("characters") <= MAX_TEXT_CHARS))
+    suspects = readable.with_row_index("place").filter(pl.col("text").str.contains(_SUSPECT))
+    flags += _flag_suspects(suspects)
+    text = readable["text"]
+    if suspects.height:
+        blank = [_blank_markup(blank_masked(item)) for item in suspects["text"]]
+        text = text.scatter(suspects["place"], blank)
+    return ReportBatch(_with_flags(rows, flags), readable.select("at", "column", text))
+
+
+def without_control_characters(reports: ReportBatch) -> ReportBatch:
+    """Return the batch without texts that hold control characters; their rows are flagged."""
+    bad = pl.col("text").str.contains(_CONTROL)
+    flagged = reports.texts.filter(bad).select("at", flag=pl.lit("control_characters"))
+    return ReportBatch(_with_flags(reports.rows, [flagged]), reports.texts.filter(~bad))
+
+
+def _with_flags(rows: pl.DataFrame, flags: list[pl.DataFrame]) -> pl.DataFrame:
+    """Add flags (``at``, ``flag``) to rows."""
+    listed = pl.concat([found.filter(pl.col("flag").is_not_null()) for found in flags])
+    if "flags" in rows.columns:
+        held = rows.select(at=pl.int_range(0, pl.len()), flag="flags").explode("flag").drop_nulls()
+        listed, rows = pl.concat([listed, held]), rows.drop("flags")
+    grouped = listed.group_by("at").agg(pl.col("flag").unique().sort().alias("flags"))
+    joined = (
+        rows.with_row_index("at")
+        .with_columns(pl.col("at").cast(pl.Int64))
+        .join(grouped, on="at", how="left", maintain_order="left")
     )
-    rows = rows.join(listed, on="at", how="left", maintain_order="left").drop("at")
-    rows = rows.with_columns(pl.col("flags").fill_null(pl.lit([], dtype=pl.List(pl.String))))
-    return ReportBatch(rows, _mask(texts.filter(_usable())))
+    return joined.drop("at").with_columns(pl.col("flags").fill_null(pl.lit([], dtype=pl.List(pl.String))))
 
 
 def cut(texts: pl.Series, stops: Collection[bytes]) -> Pieces:
@@ -182,7 +206,8 @@ def cut(texts: pl.Series, stops: Collection[bytes]) -> Pieces:
         kept = texts.filter(held).str.replace_all(pattern, "${1}." + _SPACE_KEPT)
         texts = texts.scatter(held.arg_true(), kept) if held.any() else texts
     for end, cut_end in ((". ", ".\n"), (";", "\n"), ("\r", "\n")):
-        texts = texts.str.replace_all(end, cut_end, literal=True)
+        if texts.str.contains(end, literal=True).any():
+            texts = texts.str.replace_all(end, cut_end, literal=True)
     lists = texts.str.split("\n")
     counts = lists.list.len().to_numpy().astype(np.int64)
     pieces = lists.explode() if len(lists) else pl.Series([], dtype=pl.String)
@@ -219,7 +244,10 @@ def mine_batch(
     """
     reports = read_batch(batch, text_columns, id_column, first_row, repeated)
     pieces = cut(reports.texts["text"], miner.stops)
-    said = pl.concat([_say(miner, *part, probability) for part in _mine_pieces(miner, pieces.distinct)])
+    if pl.Series(pieces.distinct, dtype=pl.String).str.contains(_CONTROL).any():
+        reports = without_control_characters(reports)
+        pieces = cut(reports.texts["text"], miner.stops)
+    said = pl.concat([_say(miner, *part, probability) for part in _mine_pieces(miner, pieces.distinct)], rechunk=True)
     counts = np.bincount(said["piece"].to_numpy(), minlength=len(pieces.distinct))
     begin = np.cumsum(counts) - counts
     times = counts[pieces.which]
@@ -318,53 +346,40 @@ def _decode(value: bytes | None) -> str | None:
         return None
 
 
-def _usable() -> pl.Expr:
-    text = pl.col("text")
-    return text.is_not_null() & (pl.col("characters") <= MAX_TEXT_CHARS) & ~text.str.contains(_CONTROL)
-
-
-def _flag_texts(texts: pl.DataFrame) -> pl.DataFrame:
+def _flag_texts(texts: pl.DataFrame) -> list[pl.DataFrame]:
     text, characters = pl.col("text"), pl.col("characters")
-    tests = {
-        "not_text": text.is_null(),
-        "too_long": characters > MAX_TEXT_CHARS,
-        "encoding": text.str.contains("\ufffd", literal=True),
-        "control_characters": text.str.contains(_CONTROL),
-        "markup": text.str.contains("[<&]") & text.str.contains(_MARKUP),
-        "truncated": characters.is_between(_TRUNCATED[0], _TRUNCATED[-1]) & ~text.str.contains(r"[.!?]\s*$"),
-        "gold_codes": text.str.contains(r"(?i)\bedit\s*:"),
-    }
-    flagged = texts.select("at", **tests)
-    found = [flagged.filter(pl.col(name)).select("at", pl.lit(name).alias("flag")) for name in tests]
-    return pl.concat(found)
+    near_limit = texts.filter(characters.is_between(_TRUNCATED[0], _TRUNCATED[-1]))
+    return [
+        texts.filter(text.is_null()).select("at", flag=pl.lit("not_text")),
+        texts.filter(characters > MAX_TEXT_CHARS).select("at", flag=pl.lit("too_long")),
+        texts.filter(text.str.contains("\ufffd", literal=True)).select("at", flag=pl.lit("encoding")),
+        near_limit.filter(~text.str.contains(r"[.!?]\s*$")).select("at", flag=pl.lit("truncated")),
+    ]
 
 
-def _flag_ids(ids: pl.Series, repeated: pl.Series) -> pl.DataFrame:
+def _flag_suspects(texts: pl.DataFrame) -> list[pl.DataFrame]:
+    tests = {"markup": _MARKUP, "gold_codes": r"(?i)\bedit\s*:"}
+    return [
+        texts.filter(pl.col("text").str.contains(pattern)).select("at", flag=pl.lit(name))
+        for name, pattern in tests.items()
+    ]
+
+
+def _flag_ids(ids: pl.Series, repeated: pl.Series) -> list[pl.DataFrame]:
     at = pl.int_range(0, len(ids), eager=True)
     frame = pl.DataFrame({"at": at, "id": ids})
     twice = frame.filter(pl.col("id").hash().is_in(repeated.implode()) & pl.col("id").is_not_null())
     none = frame.filter(pl.col("id").is_null())
-    flags = [(twice, "duplicate_id"), (none, "no_id")]
-    return pl.concat([found.select("at", pl.lit(name).alias("flag")) for found, name in flags])
+    return [
+        twice.select("at", flag=pl.lit("duplicate_id")),
+        none.select("at", flag=pl.lit("no_id")),
+    ]
 
 
 def _flag_empty(texts: pl.DataFrame, height: int) -> pl.DataFrame:
     said = texts.filter(pl.col("text").is_null() | (pl.col("text").str.contains(r"\S")))["at"].unique()
     at = pl.int_range(0, height, eager=True).alias("at")
-    return at.filter(~at.is_in(said.implode())).to_frame().select("at", pl.lit("empty").alias("flag"))
-
-
-def _mask(texts: pl.DataFrame) -> pl.DataFrame:
-    """Blank leaked codes, boilerplate and markup; every text keeps its length."""
-    text = texts["text"]
-    for suspect, blank in (
-        (text.str.contains(_HINTS), blank_masked),
-        (text.str.contains("[<&]") & text.str.contains(_MARKUP), _blank_markup),
-    ):
-        at = suspect.arg_true()
-        if len(at):
-            text = text.scatter(at, [blank(item) for item in text.gather(at).to_list()])
-    return texts.select("at", "column").with_columns(text.alias("text"))
+    return at.filter(~at.is_in(said.implode())).to_frame().select("at", flag=pl.lit("empty"))
 
 
 def _blank_markup(text: str) -> str:
@@ -372,12 +387,11 @@ def _blank_markup(text: str) -> str:
 
 
 def _stop_pattern(stops: Collection[bytes]) -> str:
-    """Return a pattern of the words in ``stops`` before a full stop and a space, as they may stand in raw text.
-
-    Of a word whose plain form may hide an umlaut, the part behind it is enough: more is held together than need be.
-    """
-    parts = set()
-    for stop in stops:
-        tail = re.split("ae|oe|ue|aa|ss|\x7f", stop.decode("latin-1"))[-1]
-        parts.add(rf"\b{tail}" if len(tail) == len(stop) else re.escape(tail))
-    return rf"(?i)({'|'.join(sorted(parts))})\. "
+    """Return a pattern of the words in ``stops`` before a full stop and a space, as they may stand in raw text."""
+    words = []
+    for stop in sorted(stops):
+        word = re.escape(stop.decode("ascii"))
+        for folded, raw in _FOLDED.items():
+            word = word.replace(folded, f"(?:{folded}|{raw})")
+        words.append(word)
+    return rf"(?i)\b({'|'.join(words)})\. "
