@@ -147,6 +147,7 @@ def _batches(source: StudySource) -> Iterator[list[Study]]:
 
 
 def _queue(read: _Read, labels: Sequence[str]) -> pl.DataFrame:
+    from mmecg.labels.evidence import mentioned
     from mmecg.labels.logistic import expit
     from mmecg.labels.review import disagreement_queue
     from mmecg.labels.weights import load_agreement, load_text_evidence
@@ -160,7 +161,7 @@ def _queue(read: _Read, labels: Sequence[str]) -> pl.DataFrame:
     return disagreement_queue(
         read.study_ids,
         labels,
-        text=(text >= evidence.thresholds)[:, columns],
+        text=mentioned(read.reports, labels),
         ecg=(ecg >= agreement.ecg.thresholds)[:, columns],
         text_probability=expit(text[:, columns]),
         ecg_probability=expit(ecg[:, columns]),

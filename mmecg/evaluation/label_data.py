@@ -15,7 +15,8 @@ from mmecg.datasets.ptb_xl import label_matrix
 from mmecg.embedding import Encoder
 from mmecg.errors import ReportError
 from mmecg.evaluation.cohort import Encoded, Progress, read_cohort
-from mmecg.labels.assertion import LabelAssertion, Status
+from mmecg.labels.assertion import LabelAssertion
+from mmecg.labels.evidence import mentioned
 from mmecg.labels.mining import LabelMiner
 
 LABELS_20: tuple[str, ...] = (
@@ -32,8 +33,6 @@ LABELS_56: tuple[str, ...] = (
 """The 56 most frequent; the rarest has 46 positives in folds 1-9."""
 
 LANGUAGES: tuple[str, ...] = ("de", "en", "sv")
-DENIED = frozenset({Status.NEGATED, Status.SERIAL, Status.HISTORICAL, Status.CONDITIONAL})
-"""Statuses in which a mention does not say that the finding is there."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +66,11 @@ class LabelData:
         spoken = (Counter(item.language for item in report).most_common(1) for report in self.reports)
         return np.array([found[0][0] if found else "" for found in spoken], np.str_)
 
+    @property
+    def mentioned(self) -> NDArray[np.bool_]:
+        """Which labels the report mentions without denying them: bool, shape (n, labels)."""
+        return mentioned(self.reports, self.labels)
+
     def columns(self, labels: Sequence[str]) -> NDArray[np.int64]:
         """Return where the labels stand in :attr:`labels`."""
         place = {label: index for index, label in enumerate(self.labels)}
@@ -83,30 +87,6 @@ def read_label_data(table: pl.DataFrame, labels: Sequence[str], miner: LabelMine
     mined = {text: _mine(miner, text) for text in dict.fromkeys(texts)}
     reports = tuple(mined[text] for text in texts)
     return LabelData(table, reports, tuple(labels), label_matrix(table, labels))
-
-
-def mention_scores(data: LabelData) -> dict[str, NDArray[np.float32]]:
-    """Return what the rules say without any gold: how each label is spoken of.
-
-    Returns
-    -------
-    mapping of {"stated", "doubted", "denied"} to float32, shape (n, labels)
-        1 where a mention speaks of the label so, else 0.
-    """
-    place = {label: index for index, label in enumerate(data.labels)}
-    found = {name: np.zeros(data.gold.shape, np.float32) for name in ("stated", "doubted", "denied")}
-    for row, report in enumerate(data.reports):
-        for item in report:
-            if item.finding in place:
-                kind = "stated" if item.status is Status.PRESENT else "denied" if item.status in DENIED else "doubted"
-                found[kind][row, place[item.finding]] = 1
-    return found
-
-
-def naive_mentions(data: LabelData) -> NDArray[np.bool_]:
-    """Return which labels a report mentions without denying them: the rules alone, bool, shape (n, labels)."""
-    said = mention_scores(data)
-    return np.asarray((said["stated"] + said["doubted"]) > 0)
 
 
 def patient_groups(subject_ids: NDArray[np.str_], count: int, *, seed: int = 0) -> NDArray[np.int64]:

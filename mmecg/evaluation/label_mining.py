@@ -27,7 +27,6 @@ from mmecg.evaluation.label_data import (
     LANGUAGES,
     LabelData,
     encode_data,
-    naive_mentions,
     read_label_data,
 )
 from mmecg.evaluation.label_metrics import brier, ece, everything_f1, f1, f1_of_labels
@@ -149,13 +148,13 @@ def _ecg_rows(
     progress("few gold labels", 0, 1)
     rows.append(few_gold(given, scores))
     progress("disagreements", 0, 1)
-    rows += disagreement(given, text, ecg >= agreement.ecg.thresholds, both)
+    rows += disagreement(given, ecg >= agreement.ecg.thresholds, both)
     return rows, _per_label(given, both), skipped
 
 
 def _rows(given: Given, tested: System, peers: Mapping[str, NDArray[np.bool_]]) -> list[Row]:
     rows = []
-    naive = naive_mentions(given.data)
+    naive = given.data.mentioned
     for count, labels in ((20, LABELS_20), (56, LABELS_56)):
         rows += _f1_rows(given, tested, {"naive_mention": naive, **peers}, f"{tested.name}/{{}}_f1_{count}", labels)
     columns = given.data.columns(LABELS_20)
@@ -229,7 +228,7 @@ def _per_label(given: Given, tested: System) -> pl.DataFrame:
             "precision": hits / decided.sum(axis=0),
             "recall": hits / gold.sum(axis=0),
             "f1": f1_of_labels(gold, decided),
-            "naive_mention": f1_of_labels(gold, naive_mentions(given.data)),
+            "naive_mention": f1_of_labels(gold, given.data.mentioned),
         }
     return pl.DataFrame(columns).with_columns(pl.col(pl.Float64).fill_nan(None))
 

@@ -9,10 +9,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from mmecg.evaluation.label_data import LABELS_20, LabelData, mention_scores, patient_groups
+from mmecg.evaluation.label_data import LABELS_20, LabelData, patient_groups
 from mmecg.evaluation.label_metrics import Figure, everything_f1, f1, precision_at
 from mmecg.evaluation.results import Row
 from mmecg.labels.agreement import CHANNELS, ECG_CHANNELS
+from mmecg.labels.evidence import mention_scores
 from mmecg.labels.few_gold import fit_few_gold
 from mmecg.labels.logistic import expit, f1_thresholds, fit_logistic
 from mmecg.labels.review import suspicion
@@ -150,7 +151,7 @@ def few_gold(given: Given, scores: Mapping[str, NDArray[np.floating]]) -> Row:
     gold = given.data.gold[:, columns]
     if len(gold) < 2 * GOLD_STUDIES:
         return Row.missing(key, f"the fold has {len(gold)} records, expected at least {2 * GOLD_STUDIES}")
-    said = {name: values[:, columns] for name, values in mention_scores(given.data).items()}
+    said = {name: values[:, columns] for name, values in mention_scores(given.data.reports, given.data.labels).items()}
     ecg = {name: scores[name][:, columns] for name in ECG_CHANNELS}
     variants = {
         "value": {name: scores[name][:, columns] for name in CHANNELS},
@@ -182,13 +183,13 @@ def _draw(subject_ids: NDArray[np.str_], seed: int) -> NDArray[np.bool_]:
     return np.isin(patient_of, chosen)
 
 
-def disagreement(given: Given, text: System, ecg: NDArray[np.bool_], both: System) -> list[Row]:
+def disagreement(given: Given, ecg: NDArray[np.bool_], both: System) -> list[Row]:
     """Return the rows ``disagreement/*``: true label errors among the hundred most doubtful labels.
 
     ``simulated_flips``: 5 % of the positive gold labels of the 20 codes are taken away and as many are added where
-    there is none; an error is a flipped label. ``mined_labels``: the labels are those of the text, the queue holds
-    those that the ECG decides otherwise, and an error is one that differs from gold validated by a human. The
-    headline is the lower of the two.
+    there is none; an error is a flipped label. ``mined_labels``: the labels are what the rules find in the text, the
+    queue holds those that the ECG decides otherwise, and an error is one that differs from gold validated by a human.
+    The headline is the lower of the two.
     """
     columns = given.data.columns(LABELS_20)
     gold, probability = given.data.gold[:, columns], expit(both.log_odds[:, columns])
@@ -198,7 +199,7 @@ def disagreement(given: Given, text: System, ecg: NDArray[np.bool_], both: Syste
     ]
     human = np.flatnonzero(given.data.table["validated_by_human"].fill_null(False).to_numpy())
     if len(human):
-        mined, seen = text.decided[human][:, columns], ecg[human][:, columns]
+        mined, seen = given.data.mentioned[human][:, columns], ecg[human][:, columns]
         doubt = np.where(mined != seen, suspicion(mined, probability[human]), -1.0)
         rows.append(_queue_row("mined_labels", given.weights[human], doubt, mined != gold[human], len(human)))
     else:

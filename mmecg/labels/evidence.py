@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmecg.errors import InvalidInputError
-from mmecg.labels.assertion import LabelAssertion
+from mmecg.labels.assertion import LabelAssertion, Status
 from mmecg.labels.logistic import expit, f1_thresholds, fit_logistic
 
 PENALTY = 3.0
@@ -31,6 +31,9 @@ MIN_REPORTS = 3
 
 MENTION_PRIOR = 10.0
 """Weight of the more general rate in a mention's probability, in records."""
+
+DENIED = frozenset({Status.NEGATED, Status.SERIAL, Status.HISTORICAL, Status.CONDITIONAL})
+"""Statuses in which a mention does not say that the finding is there."""
 
 Reports = Sequence[Sequence[LabelAssertion]]
 
@@ -128,6 +131,30 @@ def fit_text_evidence(
     thresholds = f1_thresholds(held_out, gold)
     mentions = mention_rates(reports, gold, labels)
     return FittedText(TextEvidence(tuple(labels), features, weight, bias, thresholds, mentions), held_out)
+
+
+def mention_scores(reports: Reports, labels: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+    """Return what the rules say without any gold: how each label is spoken of.
+
+    Returns
+    -------
+    mapping of {"stated", "doubted", "denied"} to float32, shape (n, labels)
+        1 where a mention speaks of the label so, else 0. They may serve as channels of a stack.
+    """
+    place = {label: index for index, label in enumerate(labels)}
+    found = {name: np.zeros((len(reports), len(labels)), np.float32) for name in ("stated", "doubted", "denied")}
+    for row, report in enumerate(reports):
+        for item in report:
+            if item.finding in place:
+                kind = "stated" if item.status is Status.PRESENT else "denied" if item.status in DENIED else "doubted"
+                found[kind][row, place[item.finding]] = 1
+    return found
+
+
+def mentioned(reports: Reports, labels: Sequence[str]) -> NDArray[np.bool_]:
+    """Return which labels a report mentions without denying them: the rules alone, bool, shape (n, labels)."""
+    said = mention_scores(reports, labels)
+    return np.asarray(said["stated"] + said["doubted"] > 0)
 
 
 def report_features(assertions: Sequence[LabelAssertion]) -> set[str]:

@@ -21,6 +21,7 @@ from mmecg.errors import InvalidInputError
 from mmecg.labels.assertion import LabelAssertion
 
 TEXT_YES, TEXT_NO = "text yes, ECG no", "text no, ECG yes"
+"""The text says yes if it mentions the label without denying it; else no, silence included."""
 
 
 def suspicion(given: NDArray[np.bool_], probabilities: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -85,7 +86,7 @@ def disagreement_queue(
     study_ids : sequence of str, length n
     labels : sequence of str
     text, ecg : bool, shape (n, labels)
-        What each decides.
+        What the text mentions (:func:`mmecg.labels.evidence.mentioned`), and what the ECG decides.
     text_probability, ecg_probability, probability : floating, shape (n, labels)
         From the text, from the ECG, from both.
 

@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 
 from mmecg.errors import ConfigError, InvalidInputError
 from mmecg.labels.assertion import LabelAssertion, Status
-from mmecg.labels.evidence import fit_text_evidence, mention_rates, report_features
+from mmecg.labels.evidence import fit_text_evidence, mention_rates, mention_scores, mentioned, report_features
 from mmecg.labels.logistic import expected_f1_thresholds, expit, f1_thresholds, fit_logistic
 from mmecg.labels.weights import load_text_evidence, read_text_evidence, save_text_evidence
 
@@ -123,3 +123,9 @@ def test_the_shipped_weights_tell_certain_from_possible_words() -> None:
     assert said > 0.9
     assert silent < 0.1
     assert evidence.mention_probability(stated) > 0.8
+
+
+def test_a_denied_finding_is_not_mentioned() -> None:
+    reports = [(say("IMI"), say("LVH", Status.NEGATED)), (say("LVH", Status.POSSIBLE, "en/possible"), say("OTHER")), ()]
+    assert mentioned(reports, LABELS).tolist() == [[True, False], [False, True], [False, False]]
+    assert mention_scores(reports, LABELS)["denied"].tolist() == [[0, 1], [0, 0], [0, 0]]
