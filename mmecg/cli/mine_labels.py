@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     """Mine a table."""
     from mmecg.cli.output import check_new, progress
     from mmecg.labels.mining import LabelMiner
-    from mmecg.labels.tables import check_columns
+    from mmecg.labels.report_rows import check_columns
 
     for path, what in ((args.out, "assertions"), (args.wide, "wide table")):
         if path is not None:
@@ -139,7 +139,8 @@ def _mine(
     """Yield batches; an empty table is one empty batch."""
     import polars as pl
 
-    from mmecg.labels.tables import ASSERTION_SCHEMA, ROW_SCHEMA
+    from mmecg.labels.report_rows import ROW_SCHEMA
+    from mmecg.labels.tables import ASSERTION_SCHEMA
     from mmecg.labels.weights import load_text_evidence
 
     probability = load_text_evidence().mention_probability

@@ -8,6 +8,7 @@ texts are equal.
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,12 +18,14 @@ import numpy as np
 import polars as pl
 
 from mmecg.labels.assertion import LabelAssertion
+from mmecg.labels.change import load_serial_table
 from mmecg.labels.matching import Ints, Matcher, Matches
 from mmecg.labels.normalise import blank_masked, normalise
+from mmecg.labels.report_rows import check_columns, repeated_ids
 from mmecg.labels.rules import LANGUAGES, RULES_FOLDER, Kind, Role, Rules, load_rules
 from mmecg.labels.sentence import JOINED_GAP, Event
 from mmecg.labels.status import ALTERNATIVE_SCOPE, QUALIFIER_SCOPE, Resolver, Statement
-from mmecg.labels.tables import ASSERTION_SCHEMA, Probability, check_columns, mine_batch, repeated_ids
+from mmecg.labels.tables import ASSERTION_SCHEMA, Probability, mine_batch
 from mmecg.report import check_text
 
 BATCH_ROWS = 100_000
@@ -129,7 +132,8 @@ class LabelMiner:
         """
         mined = self.mine_block([blank_masked(check_text(text))])
         columns = (mined.finding, mined.rule, mined.statement, mined.start, mined.end, mined.cue_start, mined.cue_end)
-        return tuple(self.assertion(*row) for row in zip(*(column.tolist() for column in columns), strict=True))
+        found = (self.assertion(*row) for row in zip(*(column.tolist() for column in columns), strict=True))
+        return tuple(_with_change(one, text) if one.needs_prior else one for one in found)
 
     def mine_table(
         self,
@@ -175,8 +179,8 @@ class LabelMiner:
         Yields
         ------
         assertions, rows : polars.DataFrame
-            :data:`mmecg.labels.tables.ASSERTION_SCHEMA`; :data:`mmecg.labels.tables.ROW_SCHEMA`, one row for each row
-            of the input, in its order.
+            :data:`mmecg.labels.tables.ASSERTION_SCHEMA`; :data:`mmecg.labels.report_rows.ROW_SCHEMA`, one row for each
+            row of the input, in its order.
 
         Raises
         ------
@@ -296,6 +300,13 @@ class LabelMiner:
             needs_prior=said.needs_prior,
             alternatives=said.alternatives,
         )
+
+
+def _with_change(assertion: LabelAssertion, text: str) -> LabelAssertion:
+    cue = text[assertion.cue_start : assertion.cue_end] if assertion.cue_start >= 0 else ""
+    stands_before = assertion.start < assertion.cue_start
+    change = load_serial_table().change_of(assertion.finding, assertion.rule, cue, stands_before=stands_before)
+    return dataclasses.replace(assertion, change=change)
 
 
 class _Rows:

@@ -8,6 +8,7 @@ Line ends stay, and nothing is matched across them. Composed and decomposed Unic
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,6 +27,9 @@ OTHER_LETTER, OTHER_SYMBOL = 0x7F, b"~"[0]
 
 _FOLDS = {"ø": "oe", "æ": "ae", "ß": "ss", "œ": "oe", "ı": "i"}
 _SPACES = frozenset('-/_()[]{}"*\\|`´‘‚“”„«»‐‑‒–—―−')
+MARKUP = r"<[A-Za-z/!][^<>]*>|&[a-z]{2,8};"
+"""Pattern of HTML tags and named entities."""
+
 _SIGNS = {"’": "'", "…": "."}
 _LINE_ENDS = frozenset("\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029")
 _DIAERESIS, _RING = 0x308, 0x30A
@@ -61,9 +65,14 @@ class PlainText:
 
 
 def blank_masked(raw: str) -> str:
-    """Return the text with leaked gold codes and machine boilerplate blank, between line ends, of the same length."""
+    """Return the text, of the same length, with blanks for what no label may come from.
+
+    Leaked gold codes and machine boilerplate stand between line ends then; markup becomes spaces.
+    """
     for start, end in masked_spans(raw):
         raw = raw[:start] + "\n".join(["", " " * (end - start - 2), ""]) + raw[end:]
+    if "<" in raw or "&" in raw:
+        raw = re.sub(MARKUP, lambda found: " " * len(found[0]), raw)
     return raw
 
 

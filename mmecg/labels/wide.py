@@ -22,7 +22,7 @@ def wide_table(
     assertions : polars.DataFrame
         :data:`ASSERTION_SCHEMA`.
     rows : polars.DataFrame
-        :data:`ROW_SCHEMA`.
+        :data:`mmecg.labels.report_rows.ROW_SCHEMA`.
     findings : sequence of str
         Columns to write.
 

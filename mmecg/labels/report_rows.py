@@ -1,0 +1,196 @@
+"""Rows of a table of reports: the texts in them, and what is wrong with them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from mmecg.errors import InvalidInputError
+from mmecg.labels.normalise import MARKUP, blank_masked
+from mmecg.report import MASK_HINTS, MAX_TEXT_CHARS
+
+ROW_SCHEMA = pl.Schema({"row": pl.Int64, "study_id": pl.String, "flags": pl.List(pl.String)})
+"""Columns of a table of rows: one for each input row, whatever it holds."""
+
+FLAGS = (
+    "empty",
+    "not_text",
+    "too_long",
+    "encoding",
+    "control_characters",
+    "markup",
+    "truncated",
+    "gold_codes",
+    "duplicate_id",
+    "no_id",
+)
+"""Remarks on an input row. Text that is ``not_text``, ``too_long`` or has ``control_characters`` is not mined."""
+
+_TRUNCATED = range(250, 257)
+"""Lengths at which machine reports are cut, in code points."""
+_HINTS = "(?i)" + "|".join(map(re.escape, MASK_HINTS))
+_CONTROL = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]"
+
+
+@dataclass(frozen=True)
+class ReportBatch:
+    """Rows of a table and the texts in them.
+
+    Attributes
+    ----------
+    rows : polars.DataFrame
+        :data:`ROW_SCHEMA`.
+    texts : polars.DataFrame
+        Texts to be mined: ``at`` (position in ``rows``), ``column`` and ``text`` (with masked parts blank).
+    raw : mapping of int to str
+        Position in ``texts`` of those that may have blank parts, and how they were written.
+    """
+
+    rows: pl.DataFrame
+    texts: pl.DataFrame
+    raw: Mapping[int, str]
+
+
+def check_columns(schema: pl.Schema, text_columns: Sequence[str], id_column: str | None) -> None:
+    """Check that a table has the columns that are asked for. Raises ``InvalidInputError``."""
+    wanted = [*text_columns, *([id_column] if id_column else [])]
+    for name in wanted:
+        if name not in schema:
+            known = ", ".join(list(schema)[:20])
+            raise InvalidInputError(f"table has no column {name!r}, expected one of {known}", field="column")
+    if not text_columns or len(set(text_columns)) != len(text_columns):
+        raise InvalidInputError("text columns are none or repeated, expected each once; name them", field="column")
+
+
+def repeated_ids(table: pl.LazyFrame, id_column: str) -> pl.Series:
+    """Return the hashes of the ids that a table has more than once; 8 bytes an id are held meanwhile."""
+    ids = pl.col(id_column).cast(pl.String, strict=False)
+    hashes = np.sort(table.select(ids.drop_nulls().hash()).collect(engine="streaming").to_series().to_numpy())
+    return pl.Series(np.unique(hashes[1:][hashes[1:] == hashes[:-1]]))
+
+
+def read_batch(
+    batch: pl.DataFrame, text_columns: Sequence[str], id_column: str | None, first_row: int, repeated: pl.Series
+) -> ReportBatch:
+    """Take the texts out of a batch of rows and flag what is wrong with them.
+
+    Parameters
+    ----------
+    batch : polars.DataFrame
+    text_columns : sequence of str
+        Each field is mined on its own (``report_0`` to ``report_17`` of MIMIC-IV-ECG).
+    id_column : str, optional
+        Without one, the row number is the id.
+    first_row : int
+        Number of the batch's first row.
+    repeated : polars.Series of uint64
+        Hashes of the ids that the whole table has more than once (:func:`repeated_ids`).
+    """
+    numbers = pl.int_range(first_row, first_row + batch.height, eager=True)
+    ids = (batch[id_column] if id_column else numbers).cast(pl.String, strict=False).alias("study_id")
+    texts = pl.concat([_texts_of(batch[name]) for name in text_columns])
+    rows = pl.DataFrame({"row": numbers, "study_id": ids})
+    flags = [*_flag_texts(texts), *_flag_ids(ids, repeated), _flag_empty(texts, batch.height)]
+    readable = texts.filter(pl.col("text").is_not_null() & (pl.col("characters") <= MAX_TEXT_CHARS))
+    suspects = readable.with_row_index("place").filter(
+        pl.col("text").str.contains(_HINTS) | pl.col("text").str.contains("[<&]")
+    )
+    flags += _flag_suspects(suspects)
+    text = readable["text"]
+    if suspects.height:
+        blank = [blank_masked(item) for item in suspects["text"]]
+        text = text.scatter(suspects["place"], blank)
+    raw = dict(suspects.select("place", "text").iter_rows())
+    return ReportBatch(_with_flags(rows, flags), readable.select("at", "column", text), raw)
+
+
+def has_control_characters(texts: Sequence[str]) -> bool:
+    """Return whether a text holds control characters."""
+    return bool(pl.Series(texts, dtype=pl.String).str.contains(_CONTROL).any())
+
+
+def without_control_characters(reports: ReportBatch) -> ReportBatch:
+    """Return the batch without texts that hold control characters; their rows are flagged."""
+    bad = reports.texts["text"].str.contains(_CONTROL)
+    flagged = reports.texts.filter(bad).select("at", flag=pl.lit("control_characters"))
+    place = {old: new for new, old in enumerate((~bad).arg_true().to_list())}
+    raw = {place[at]: text for at, text in reports.raw.items() if at in place}
+    return ReportBatch(_with_flags(reports.rows, [flagged]), reports.texts.filter(~bad), raw)
+
+
+def _with_flags(rows: pl.DataFrame, flags: list[pl.DataFrame]) -> pl.DataFrame:
+    """Add flags (``at``, ``flag``) to rows."""
+    listed = pl.concat([found.filter(pl.col("flag").is_not_null()) for found in flags])
+    if "flags" in rows.columns:
+        held = rows.select(at=pl.int_range(0, pl.len()), flag="flags").explode("flag").drop_nulls()
+        listed, rows = pl.concat([listed, held]), rows.drop("flags")
+    grouped = listed.group_by("at").agg(pl.col("flag").unique().sort().alias("flags"))
+    joined = (
+        rows.with_row_index("at")
+        .with_columns(pl.col("at").cast(pl.Int64))
+        .join(grouped, on="at", how="left", maintain_order="left")
+    )
+    return joined.drop("at").with_columns(pl.col("flags").fill_null(pl.lit([], dtype=pl.List(pl.String))))
+
+
+def _texts_of(column: pl.Series) -> pl.DataFrame:
+    """Return position, column, text and its length, of the fields that are not null; text is null where it is none."""
+    if column.dtype in (pl.String, pl.Categorical, pl.Enum):
+        text = column.cast(pl.String)
+    elif column.dtype == pl.Binary:
+        text = pl.Series([_decode(value) for value in column], dtype=pl.String)
+    else:
+        text = pl.Series([None] * len(column), dtype=pl.String)
+    at = pl.int_range(0, len(column), eager=True)
+    frame = pl.DataFrame({"at": at, "text": text}).filter(column.is_not_null())
+    return frame.select(
+        "at", pl.lit(column.name).alias("column"), "text", pl.col("text").str.len_chars().alias("characters")
+    )
+
+
+def _decode(value: bytes | None) -> str | None:
+    """Return the text that bytes hold, or None if they are not UTF-8."""
+    try:
+        return value.decode("utf-8") if value is not None else None
+    except UnicodeDecodeError:
+        return None
+
+
+def _flag_texts(texts: pl.DataFrame) -> list[pl.DataFrame]:
+    text, characters = pl.col("text"), pl.col("characters")
+    near_limit = texts.filter(characters.is_between(_TRUNCATED[0], _TRUNCATED[-1]))
+    return [
+        texts.filter(text.is_null()).select("at", flag=pl.lit("not_text")),
+        texts.filter(characters > MAX_TEXT_CHARS).select("at", flag=pl.lit("too_long")),
+        texts.filter(text.str.contains("\ufffd", literal=True)).select("at", flag=pl.lit("encoding")),
+        near_limit.filter(~text.str.contains(r"[.!?]\s*$")).select("at", flag=pl.lit("truncated")),
+    ]
+
+
+def _flag_suspects(texts: pl.DataFrame) -> list[pl.DataFrame]:
+    tests = {"markup": MARKUP, "gold_codes": r"(?i)\bedit\s*:"}
+    return [
+        texts.filter(pl.col("text").str.contains(pattern)).select("at", flag=pl.lit(name))
+        for name, pattern in tests.items()
+    ]
+
+
+def _flag_ids(ids: pl.Series, repeated: pl.Series) -> list[pl.DataFrame]:
+    at = pl.int_range(0, len(ids), eager=True)
+    frame = pl.DataFrame({"at": at, "id": ids})
+    twice = frame.filter(pl.col("id").hash().is_in(repeated.implode()) & pl.col("id").is_not_null())
+    none = frame.filter(pl.col("id").is_null())
+    return [
+        twice.select("at", flag=pl.lit("duplicate_id")),
+        none.select("at", flag=pl.lit("no_id")),
+    ]
+
+
+def _flag_empty(texts: pl.DataFrame, height: int) -> pl.DataFrame:
+    said = texts.filter(pl.col("text").is_null() | (pl.col("text").str.strip_chars() != ""))["at"].unique()
+    at = pl.int_range(0, height, eager=True).alias("at")
+    return at.filter(~at.is_in(said.implode())).to_frame().select("at", flag=pl.lit("empty"))
