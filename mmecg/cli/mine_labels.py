@@ -57,6 +57,9 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--vocabulary", choices=_VOCABULARIES, help="write codes of this system instead of findings")
     parser.add_argument("--corpus", type=Path, help="where to look up the prior study of what needs one")
     parser.add_argument("--bundle", type=Path, help="model bundle of the corpus; default the one that ships with mmecg")
+    parser.add_argument(
+        "--mend-typos", action="store_true", help="read the table twice: first to find its typing errors of rule words"
+    )
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     parser.set_defaults(run=run)
 
@@ -76,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
         text_columns = args.text_column or _text_columns(list(schema))
         id_column = args.id_column or next((name for name in _ID_COLUMNS if name in schema), None)
         check_columns(schema, text_columns, id_column)
-        miner = LabelMiner()
+        miner = LabelMiner(typos=_find_typos(table, text_columns) if args.mend_typos else None)
         summary = Summary()
         with tempfile.TemporaryDirectory(dir=args.out.absolute().parent, prefix=".mine-labels-") as folder:
             with progress("mining reports", None) as advance, _refiner(args, miner) as refine:
@@ -92,6 +95,21 @@ def run(args: argparse.Namespace) -> int:
                 _join(folder, "wide", args.wide)
     summary.print(args)
     return 1 if any(name in summary.flags for name in _NOT_MINED) else 0
+
+
+def _find_typos(table: pl.LazyFrame, text_columns: list[str]) -> dict[bytes, bytes]:
+    """Return the typing errors of a table's texts, and say how many there are."""
+    import polars as pl
+
+    from mmecg.cli.output import note
+    from mmecg.labels.rules import LANGUAGES, load_rules
+    from mmecg.labels.typos import find_typos, rule_words
+
+    batches = table.select(pl.col(text_columns).cast(pl.String, strict=False)).collect_batches()
+    texts = (text for batch in batches for name in text_columns for text in batch[name].drop_nulls())
+    typos = find_typos(texts, rule_words(load_rules(language) for language in LANGUAGES))
+    note(f"{len(typos)} typing errors of rule words are mended")
+    return typos
 
 
 class Summary:

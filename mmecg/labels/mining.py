@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from mmecg.labels.assertion import LabelAssertion
+from mmecg.labels.assertion import LabelAssertion, Status
 from mmecg.labels.change import load_serial_table
 from mmecg.labels.matching import Ints, Matcher, Matches
 from mmecg.labels.normalise import blank_masked, normalise
@@ -26,6 +26,7 @@ from mmecg.labels.rules import LANGUAGES, RULES_FOLDER, Kind, Role, Rules, load_
 from mmecg.labels.sentence import JOINED_GAP, Event
 from mmecg.labels.status import ALTERNATIVE_SCOPE, QUALIFIER_SCOPE, Resolver, Statement
 from mmecg.labels.tables import ASSERTION_SCHEMA, Probability, mine_batch
+from mmecg.labels.typos import TypoMender
 from mmecg.report import check_text
 
 BATCH_ROWS = 100_000
@@ -70,6 +71,8 @@ class LabelMiner:
         Which rules to use; each sentence is read in the language that it fits best, the first of equals.
     folder : Path
         Where the rule files are.
+    typos : mapping of bytes to bytes
+        Typing errors to read as rule words (:func:`mmecg.labels.typos.find_typos`).
 
     Attributes
     ----------
@@ -81,7 +84,13 @@ class LabelMiner:
         Words whose full stop may belong to a literal ("unbest.").
     """
 
-    def __init__(self, languages: Sequence[str] = LANGUAGES, *, folder: Path = RULES_FOLDER) -> None:
+    def __init__(
+        self,
+        languages: Sequence[str] = LANGUAGES,
+        *,
+        folder: Path = RULES_FOLDER,
+        typos: Mapping[bytes, bytes] | None = None,
+    ) -> None:
         rules = tuple(load_rules(language, folder) for language in languages)
         self.languages = tuple(languages)
         self.findings = sorted({name for item in rules for name in item.findings})
@@ -89,6 +98,7 @@ class LabelMiner:
         self._finding_numbers = {name: number for number, name in enumerate(self.findings)}
         self._statement_numbers: dict[Statement, int] = {}
         self._matcher = Matcher(rules)
+        self._mender = TypoMender(typos or {})
         self.stops = self._matcher.stops
         self._resolvers = [Resolver(item) for item in rules]
         self._far = _farthest(rules) + int(self._matcher.word_counts.max()) + 1
@@ -133,7 +143,7 @@ class LabelMiner:
         mined = self.mine_block([blank_masked(check_text(text))])
         columns = (mined.finding, mined.rule, mined.statement, mined.start, mined.end, mined.cue_start, mined.cue_end)
         found = (self.assertion(*row) for row in zip(*(column.tolist() for column in columns), strict=True))
-        return tuple(_with_change(one, text) if one.needs_prior else one for one in found)
+        return tuple(_with_change(one, text) if one.status is Status.SERIAL else one for one in found)
 
     def mine_table(
         self,
@@ -212,7 +222,7 @@ class LabelMiner:
             Without leaked codes or boilerplate: what :func:`mmecg.labels.normalise.blank_masked` returns.
         """
         raw = "\n".join(texts)
-        plain = normalise(raw)
+        plain = self._mender.mend(normalise(raw))
         found = self._matcher.match(plain, raw)
         rows, base = self._resolve(found)
         mention, first, last, cue = (base + rows[:, column] for column in (2, 3, 4, 5))

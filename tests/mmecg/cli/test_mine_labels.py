@@ -102,6 +102,17 @@ def test_wrong_encoding_is_flagged_and_mined(run, tmp_path):
     assert pl.read_parquet(out)["finding"].to_list() == ["LVH", "SR"]
 
 
+def test_typos_are_mended_on_request(run, tmp_path):
+    path, out, mended = tmp_path / "a.csv", tmp_path / "out.parquet", tmp_path / "mended.parquet"
+    path.write_text("report\n" + "atrial fibrillation\n" * 20 + "atrial fibrilaltion\n")
+    assert run("mine-labels", path, "--out", out).code == 0
+    outcome = run("mine-labels", path, "--out", mended, "--mend-typos")
+    assert outcome.code == 0
+    assert "1 typing errors" in outcome.err
+    assert pl.read_parquet(out).height == 20
+    assert pl.read_parquet(mended)["evidence"].to_list() == ["atrial fibrillation"] * 20 + ["atrial fibrilaltion"]
+
+
 def test_table_of_no_rows(run, tmp_path):
     path, out, wide = tmp_path / "a.csv", tmp_path / "out.parquet", tmp_path / "wide.parquet"
     path.write_text("study_id,report\n")
