@@ -153,6 +153,10 @@ class Stack:
         """Return the probability of every label: float64, shape (n, labels)."""
         return expit(self.log_odds(scores))
 
+    def decided(self, scores: Scores) -> NDArray[np.bool_]:
+        """Return which labels are decided present: bool, shape (n, labels)."""
+        return np.asarray(self.log_odds(scores) >= self.thresholds)
+
 
 @dataclass(frozen=True)
 class Ridge:
