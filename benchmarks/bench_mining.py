@@ -123,7 +123,7 @@ def ask_peer(python: str, reports: pl.DataFrame) -> float:
 def measure_memory(count: int, pool: pl.Series, rng: np.random.Generator) -> tuple[float, float, int]:
     """Mine ``count`` reports from Parquet files; return peak MB, seconds and assertions."""
     with tempfile.TemporaryDirectory() as folder:
-        part = 250_000
+        part = 50_000
         for number, low in enumerate(range(0, count, part)):
             reports = make_reports(pool, min(part, count - low), rng, unique=False)
             reports.with_columns(pl.col("study_id") + low).write_parquet(Path(folder) / f"{number:06}.parquet")

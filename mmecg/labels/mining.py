@@ -29,7 +29,7 @@ from mmecg.labels.tables import ASSERTION_SCHEMA, Probability, mine_batch
 from mmecg.labels.typos import TypoMender
 from mmecg.report import check_text
 
-BATCH_ROWS = 100_000
+BATCH_ROWS = 50_000
 MAX_REMEMBERED = 500_000
 """Kinds of sentences whose statements are remembered; some 300 bytes each."""
 

@@ -13,7 +13,7 @@ from mmecg.errors import InvalidInputError
 from mmecg.labels.normalise import MARKUP, blank_masked
 from mmecg.report import MASK_HINTS, MAX_TEXT_CHARS
 
-ROW_SCHEMA = pl.Schema({"row": pl.Int64, "study_id": pl.String, "flags": pl.List(pl.String)})
+ROW_SCHEMA = pl.Schema({"row": pl.Int64(), "study_id": pl.String(), "flags": pl.List(pl.String)})
 """Columns of a table of rows: one for each input row, whatever it holds."""
 
 FLAGS = (
