@@ -7,12 +7,23 @@ from collections.abc import Sequence
 from mmecg_pb.v1 import label_mining_service_pb2 as pb
 
 from mmecg.errors import InvalidInputError
-from mmecg.labels.assertion import LabelAssertion, MinedLabel, MinedReport, Status
+from mmecg.labels.assertion import (
+    LabelAssertion,
+    MinedLabel,
+    MinedReport,
+    Resolution,
+    SerialResolution,
+    Status,
+)
 
 _TO_PROTO: dict[Status, pb.AssertionStatus.ValueType] = {
     status: pb.AssertionStatus.Value(f"ASSERTION_STATUS_{status.name}") for status in Status
 }
 _FROM_PROTO: dict[int, Status] = {int(number): status for status, number in _TO_PROTO.items()}
+_VERDICT_TO_PROTO: dict[Resolution, pb.SerialVerdict.ValueType] = {
+    verdict: pb.SerialVerdict.Value(f"SERIAL_VERDICT_{verdict.name}") for verdict in Resolution
+}
+_VERDICT_FROM_PROTO: dict[int, Resolution] = {int(number): verdict for verdict, number in _VERDICT_TO_PROTO.items()}
 
 
 def render_mined_report(report: MinedReport, text: str) -> pb.MineLabelsResponse:
@@ -41,7 +52,7 @@ def parse_mined_report(message: pb.MineLabelsResponse) -> MinedReport:
     Raises
     ------
     InvalidInputError
-        A status that this version does not know.
+        A status or a verdict that this version does not know.
     """
     return MinedReport(
         assertions=tuple(map(_parse_assertion, message.assertions)),
@@ -71,6 +82,8 @@ def _render_assertion(assertion: LabelAssertion, offsets: dict[int, int]) -> pb.
         needs_prior=assertion.needs_prior,
         alternatives=assertion.alternatives,
         probability=assertion.probability,
+        change=assertion.change,
+        serial=_render_serial(assertion.serial) if assertion.serial else None,
     )
     if assertion.cue:
         message.cue.rule = assertion.cue
@@ -100,6 +113,36 @@ def _parse_assertion(message: pb.LabelAssertion) -> LabelAssertion:
         needs_prior=message.needs_prior,
         alternatives=tuple(message.alternatives),
         probability=message.probability if message.HasField("probability") else None,
+        change=message.change,
+        serial=_parse_serial(message.serial) if message.HasField("serial") else None,
+    )
+
+
+def _render_serial(serial: SerialResolution) -> pb.SerialResolution:
+    return pb.SerialResolution(
+        verdict=_VERDICT_TO_PROTO[serial.resolution],
+        reason=serial.reason,
+        now=serial.now,
+        before=serial.before,
+        prior_value=serial.prior_value,
+        prior_study_id=serial.prior_study_id,
+        days_since_prior=serial.days_since_prior,
+    )
+
+
+def _parse_serial(message: pb.SerialResolution) -> SerialResolution:
+    if message.verdict not in _VERDICT_FROM_PROTO:
+        raise InvalidInputError(
+            f"verdict is {message.verdict}, which this version does not know; update mmecg", field="verdict"
+        )
+    return SerialResolution(
+        resolution=_VERDICT_FROM_PROTO[message.verdict],
+        reason=message.reason,
+        now=message.now if message.HasField("now") else None,
+        before=message.before if message.HasField("before") else None,
+        prior_value=message.prior_value if message.HasField("prior_value") else None,
+        prior_study_id=message.prior_study_id,
+        days_since_prior=message.days_since_prior if message.HasField("days_since_prior") else None,
     )
 
 

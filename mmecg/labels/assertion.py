@@ -24,6 +24,43 @@ class Status(StrEnum):
     NEGATED = "negated"
 
 
+class Resolution(StrEnum):
+    """What the subject's earlier study says of a serial statement."""
+
+    CONSISTENT = "consistent"
+    CONTRADICTED = "contradicted"
+    UNKNOWN = "unknown"
+    NEEDS_PRIOR = "needs_prior"
+
+
+@dataclass(frozen=True, slots=True)
+class SerialResolution:
+    """A serial statement beside the subject's last study before it; made by :mod:`mmecg.labels.serial`.
+
+    Attributes
+    ----------
+    resolution : Resolution
+    reason : str
+        Why it is unknown or needs a prior study (:data:`mmecg.labels.serial.REASONS`); empty otherwise.
+    now, before : bool or None
+        What the statement says of the finding in the present and in the earlier ECG; None if it leaves it open.
+    prior_value : bool or None
+        What is known of the finding in the earlier study; None if nothing is.
+    prior_study_id : str
+        Empty if there is none.
+    days_since_prior : float or None
+        From the earlier study to this one; None if there is none.
+    """
+
+    resolution: Resolution
+    reason: str = ""
+    now: bool | None = None
+    before: bool | None = None
+    prior_value: bool | None = None
+    prior_study_id: str = ""
+    days_since_prior: float | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class LabelAssertion:
     """One finding that a text speaks of, with its evidence.
@@ -56,6 +93,11 @@ class LabelAssertion:
     probability : float or None
         That the finding is present, given these words; filled in by :mod:`mmecg.labels.evidence`, None if it has not
         been or nothing was learnt for them.
+    change : str
+        With :attr:`Status.SERIAL`: how the finding has changed, such as ``"disappeared"``; see
+        :mod:`mmecg.labels.change`.
+    serial : SerialResolution or None
+        With :attr:`needs_prior`, and if a corpus was asked: what the subject's earlier study says.
     """
 
     finding: str
@@ -73,6 +115,8 @@ class LabelAssertion:
     needs_prior: bool = False
     alternatives: tuple[str, ...] = ()
     probability: float | None = None
+    change: str = ""
+    serial: SerialResolution | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 
 import grpc
@@ -12,6 +13,7 @@ from mmecg.client.label_messages import render_mined_report
 from mmecg.client.messages import check_known
 from mmecg.errors import InvalidInputError, QueryError
 from mmecg.labels.report_miner import ReportMiner
+from mmecg.labels.serial import SerialResolver
 from mmecg.report import check_text
 from mmecg.search import CorpusStore
 from mmecg.study import check_id
@@ -82,7 +84,7 @@ def parse_mine(
 def mine(
     miner: ReportMiner, corpus: CorpusStore, request: label_mining_service_pb2.MineLabelsRequest
 ) -> label_mining_service_pb2.MineLabelsResponse:
-    """Mine the text of a checked request.
+    """Mine the text of a checked request; serial statements of a study's report are looked up in the corpus.
 
     Raises
     ------
@@ -91,11 +93,13 @@ def mine(
     InvalidInputError
         The study has no report; or the language or the vocabulary is unknown.
     """
-    text = request.text
-    if request.WhichOneof("source") == "study_id":
-        (study,) = corpus.get([request.study_id], with_signal=False)
-        if study.report is None:
-            raise InvalidInputError("study has no report, expected one; send the text instead", field="study_id")
-        text = study.report.raw
-    found = miner.mine_report(text, language=request.language, vocabulary=request.vocabulary)
-    return render_mined_report(found, text)
+    if request.WhichOneof("source") == "text":
+        found = miner.mine_report(request.text, language=request.language, vocabulary=request.vocabulary)
+        return render_mined_report(found, request.text)
+    (study,) = corpus.get([request.study_id], with_signal=False)
+    if study.report is None:
+        raise InvalidInputError("study has no report, expected one; send the text instead", field="study_id")
+    found = miner.mine_report(study.report.raw, language=request.language, vocabulary=request.vocabulary)
+    resolver = SerialResolver(corpus, lambda raw: miner.mine_report(raw).assertions)
+    resolved = resolver.resolve(found.assertions, study.subject_id, study.acquired_at)
+    return render_mined_report(dataclasses.replace(found, assertions=resolved), study.report.raw)

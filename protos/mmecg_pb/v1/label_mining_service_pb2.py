@@ -25,33 +25,37 @@ _sym_db = _symbol_database.Default()
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&mmecg_pb/v1/label_mining_service.proto\x12\x08mmecg.v1\x1a\x17google/rpc/status.proto\"g\n\x11MineLabelsRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x12\n\x08study_id\x18\x02 \x01(\tH\x00\x12\x10\n\x08language\x18\x03 \x01(\t\x12\x12\n\nvocabulary\x18\x04 \x01(\tB\x08\n\x06source\"w\n\x12MineLabelsResponse\x12,\n\nassertions\x18\x01 \x03(\x0b\x32\x18.mmecg.v1.LabelAssertion\x12$\n\x06labels\x18\x02 \x03(\x0b\x32\x14.mmecg.v1.MinedLabel\x12\r\n\x05\x66lags\x18\x03 \x03(\t\"\x95\x03\n\x0eLabelAssertion\x12\x0f\n\x07\x66inding\x18\x01 \x01(\t\x12)\n\x06status\x18\x02 \x01(\x0e\x32\x19.mmecg.v1.AssertionStatus\x12$\n\x08\x65vidence\x18\x03 \x01(\x0b\x32\x12.mmecg.v1.TextSpan\x12\x0c\n\x04rule\x18\x04 \x01(\t\x12#\n\x03\x63ue\x18\x05 \x01(\x0b\x32\x16.mmecg.v1.AssertionCue\x12\'\n\nqualifiers\x18\x06 \x03(\x0b\x32\x13.mmecg.v1.Qualifier\x12-\n\nage_status\x18\x07 \x01(\x0e\x32\x19.mmecg.v1.AssertionStatus\x12/\n\x0c\x63\x61use_status\x18\x08 \x01(\x0e\x32\x19.mmecg.v1.AssertionStatus\x12\x10\n\x08language\x18\t \x01(\t\x12\x13\n\x0bneeds_prior\x18\n \x01(\x08\x12\x14\n\x0c\x61lternatives\x18\x0b \x03(\t\x12\x18\n\x0bprobability\x18\x0c \x01(\x01H\x00\x88\x01\x01\x42\x0e\n\x0c_probability\"V\n\x08TextSpan\x12\x12\n\nstart_char\x18\x01 \x01(\x05\x12\x10\n\x08\x65nd_char\x18\x02 \x01(\x05\x12\x12\n\nstart_byte\x18\x03 \x01(\x05\x12\x10\n\x08\x65nd_byte\x18\x04 \x01(\x05\"B\n\x0c\x41ssertionCue\x12\x0c\n\x04rule\x18\x01 \x01(\t\x12$\n\x08\x65vidence\x18\x02 \x01(\x0b\x32\x12.mmecg.v1.TextSpan\"(\n\tQualifier\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"s\n\nMinedLabel\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07\x66inding\x18\x02 \x01(\t\x12\x12\n\x05value\x18\x03 \x01(\x08H\x00\x88\x01\x01\x12\x18\n\x0bprobability\x18\x04 \x01(\x01H\x01\x88\x01\x01\x42\x08\n\x06_valueB\x0e\n\x0c_probability\"G\n\x17MineLabelsStreamRequest\x12,\n\x07request\x18\x01 \x01(\x0b\x32\x1b.mmecg.v1.MineLabelsRequest\"\x8a\x01\n\x18MineLabelsStreamResponse\x12\x0c\n\x04item\x18\x01 \x01(\x03\x12\x30\n\x08response\x18\x02 \x01(\x0b\x32\x1c.mmecg.v1.MineLabelsResponseH\x00\x12$\n\x06status\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result*\xd5\x02\n\x0f\x41ssertionStatus\x12 \n\x1c\x41SSERTION_STATUS_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x41SSERTION_STATUS_PRESENT\x10\x01\x12\x1d\n\x19\x41SSERTION_STATUS_PROBABLE\x10\x02\x12\x1d\n\x19\x41SSERTION_STATUS_POSSIBLE\x10\x03\x12$\n ASSERTION_STATUS_CANNOT_RULE_OUT\x10\x04\x12 \n\x1c\x41SSERTION_STATUS_ALTERNATIVE\x10\x05\x12 \n\x1c\x41SSERTION_STATUS_CONDITIONAL\x10\x06\x12\x1f\n\x1b\x41SSERTION_STATUS_HISTORICAL\x10\x07\x12\x1b\n\x17\x41SSERTION_STATUS_SERIAL\x10\x08\x12\x1c\n\x18\x41SSERTION_STATUS_NEGATED\x10\t2\xbc\x01\n\x12LabelMiningService\x12G\n\nMineLabels\x12\x1b.mmecg.v1.MineLabelsRequest\x1a\x1c.mmecg.v1.MineLabelsResponse\x12]\n\x10MineLabelsStream\x12!.mmecg.v1.MineLabelsStreamRequest\x1a\".mmecg.v1.MineLabelsStreamResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&mmecg_pb/v1/label_mining_service.proto\x12\x08mmecg.v1\x1a\x17google/rpc/status.proto\"g\n\x11MineLabelsRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x12\n\x08study_id\x18\x02 \x01(\tH\x00\x12\x10\n\x08language\x18\x03 \x01(\t\x12\x12\n\nvocabulary\x18\x04 \x01(\tB\x08\n\x06source\"w\n\x12MineLabelsResponse\x12,\n\nassertions\x18\x01 \x03(\x0b\x32\x18.mmecg.v1.LabelAssertion\x12$\n\x06labels\x18\x02 \x03(\x0b\x32\x14.mmecg.v1.MinedLabel\x12\r\n\x05\x66lags\x18\x03 \x03(\t\"\xd1\x03\n\x0eLabelAssertion\x12\x0f\n\x07\x66inding\x18\x01 \x01(\t\x12)\n\x06status\x18\x02 \x01(\x0e\x32\x19.mmecg.v1.AssertionStatus\x12$\n\x08\x65vidence\x18\x03 \x01(\x0b\x32\x12.mmecg.v1.TextSpan\x12\x0c\n\x04rule\x18\x04 \x01(\t\x12#\n\x03\x63ue\x18\x05 \x01(\x0b\x32\x16.mmecg.v1.AssertionCue\x12\'\n\nqualifiers\x18\x06 \x03(\x0b\x32\x13.mmecg.v1.Qualifier\x12-\n\nage_status\x18\x07 \x01(\x0e\x32\x19.mmecg.v1.AssertionStatus\x12/\n\x0c\x63\x61use_status\x18\x08 \x01(\x0e\x32\x19.mmecg.v1.AssertionStatus\x12\x10\n\x08language\x18\t \x01(\t\x12\x13\n\x0bneeds_prior\x18\n \x01(\x08\x12\x14\n\x0c\x61lternatives\x18\x0b \x03(\t\x12\x18\n\x0bprobability\x18\x0c \x01(\x01H\x00\x88\x01\x01\x12\x0e\n\x06\x63hange\x18\r \x01(\t\x12*\n\x06serial\x18\x0e \x01(\x0b\x32\x1a.mmecg.v1.SerialResolutionB\x0e\n\x0c_probability\"\xfc\x01\n\x10SerialResolution\x12(\n\x07verdict\x18\x01 \x01(\x0e\x32\x17.mmecg.v1.SerialVerdict\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x10\n\x03now\x18\x03 \x01(\x08H\x00\x88\x01\x01\x12\x13\n\x06\x62\x65\x66ore\x18\x04 \x01(\x08H\x01\x88\x01\x01\x12\x18\n\x0bprior_value\x18\x05 \x01(\x08H\x02\x88\x01\x01\x12\x16\n\x0eprior_study_id\x18\x06 \x01(\t\x12\x1d\n\x10\x64\x61ys_since_prior\x18\x07 \x01(\x01H\x03\x88\x01\x01\x42\x06\n\x04_nowB\t\n\x07_beforeB\x0e\n\x0c_prior_valueB\x13\n\x11_days_since_prior\"V\n\x08TextSpan\x12\x12\n\nstart_char\x18\x01 \x01(\x05\x12\x10\n\x08\x65nd_char\x18\x02 \x01(\x05\x12\x12\n\nstart_byte\x18\x03 \x01(\x05\x12\x10\n\x08\x65nd_byte\x18\x04 \x01(\x05\"B\n\x0c\x41ssertionCue\x12\x0c\n\x04rule\x18\x01 \x01(\t\x12$\n\x08\x65vidence\x18\x02 \x01(\x0b\x32\x12.mmecg.v1.TextSpan\"(\n\tQualifier\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"s\n\nMinedLabel\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07\x66inding\x18\x02 \x01(\t\x12\x12\n\x05value\x18\x03 \x01(\x08H\x00\x88\x01\x01\x12\x18\n\x0bprobability\x18\x04 \x01(\x01H\x01\x88\x01\x01\x42\x08\n\x06_valueB\x0e\n\x0c_probability\"G\n\x17MineLabelsStreamRequest\x12,\n\x07request\x18\x01 \x01(\x0b\x32\x1b.mmecg.v1.MineLabelsRequest\"\x8a\x01\n\x18MineLabelsStreamResponse\x12\x0c\n\x04item\x18\x01 \x01(\x03\x12\x30\n\x08response\x18\x02 \x01(\x0b\x32\x1c.mmecg.v1.MineLabelsResponseH\x00\x12$\n\x06status\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result*\xd5\x02\n\x0f\x41ssertionStatus\x12 \n\x1c\x41SSERTION_STATUS_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x41SSERTION_STATUS_PRESENT\x10\x01\x12\x1d\n\x19\x41SSERTION_STATUS_PROBABLE\x10\x02\x12\x1d\n\x19\x41SSERTION_STATUS_POSSIBLE\x10\x03\x12$\n ASSERTION_STATUS_CANNOT_RULE_OUT\x10\x04\x12 \n\x1c\x41SSERTION_STATUS_ALTERNATIVE\x10\x05\x12 \n\x1c\x41SSERTION_STATUS_CONDITIONAL\x10\x06\x12\x1f\n\x1b\x41SSERTION_STATUS_HISTORICAL\x10\x07\x12\x1b\n\x17\x41SSERTION_STATUS_SERIAL\x10\x08\x12\x1c\n\x18\x41SSERTION_STATUS_NEGATED\x10\t*\xab\x01\n\rSerialVerdict\x12\x1e\n\x1aSERIAL_VERDICT_UNSPECIFIED\x10\x00\x12\x1d\n\x19SERIAL_VERDICT_CONSISTENT\x10\x01\x12\x1f\n\x1bSERIAL_VERDICT_CONTRADICTED\x10\x02\x12\x1a\n\x16SERIAL_VERDICT_UNKNOWN\x10\x03\x12\x1e\n\x1aSERIAL_VERDICT_NEEDS_PRIOR\x10\x04\x32\xbc\x01\n\x12LabelMiningService\x12G\n\nMineLabels\x12\x1b.mmecg.v1.MineLabelsRequest\x1a\x1c.mmecg.v1.MineLabelsResponse\x12]\n\x10MineLabelsStream\x12!.mmecg.v1.MineLabelsStreamRequest\x1a\".mmecg.v1.MineLabelsStreamResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'mmecg_pb.v1.label_mining_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ASSERTIONSTATUS']._serialized_start=1241
-  _globals['_ASSERTIONSTATUS']._serialized_end=1582
+  _globals['_ASSERTIONSTATUS']._serialized_start=1556
+  _globals['_ASSERTIONSTATUS']._serialized_end=1897
+  _globals['_SERIALVERDICT']._serialized_start=1900
+  _globals['_SERIALVERDICT']._serialized_end=2071
   _globals['_MINELABELSREQUEST']._serialized_start=77
   _globals['_MINELABELSREQUEST']._serialized_end=180
   _globals['_MINELABELSRESPONSE']._serialized_start=182
   _globals['_MINELABELSRESPONSE']._serialized_end=301
   _globals['_LABELASSERTION']._serialized_start=304
-  _globals['_LABELASSERTION']._serialized_end=709
-  _globals['_TEXTSPAN']._serialized_start=711
-  _globals['_TEXTSPAN']._serialized_end=797
-  _globals['_ASSERTIONCUE']._serialized_start=799
-  _globals['_ASSERTIONCUE']._serialized_end=865
-  _globals['_QUALIFIER']._serialized_start=867
-  _globals['_QUALIFIER']._serialized_end=907
-  _globals['_MINEDLABEL']._serialized_start=909
-  _globals['_MINEDLABEL']._serialized_end=1024
-  _globals['_MINELABELSSTREAMREQUEST']._serialized_start=1026
-  _globals['_MINELABELSSTREAMREQUEST']._serialized_end=1097
-  _globals['_MINELABELSSTREAMRESPONSE']._serialized_start=1100
-  _globals['_MINELABELSSTREAMRESPONSE']._serialized_end=1238
-  _globals['_LABELMININGSERVICE']._serialized_start=1585
-  _globals['_LABELMININGSERVICE']._serialized_end=1773
+  _globals['_LABELASSERTION']._serialized_end=769
+  _globals['_SERIALRESOLUTION']._serialized_start=772
+  _globals['_SERIALRESOLUTION']._serialized_end=1024
+  _globals['_TEXTSPAN']._serialized_start=1026
+  _globals['_TEXTSPAN']._serialized_end=1112
+  _globals['_ASSERTIONCUE']._serialized_start=1114
+  _globals['_ASSERTIONCUE']._serialized_end=1180
+  _globals['_QUALIFIER']._serialized_start=1182
+  _globals['_QUALIFIER']._serialized_end=1222
+  _globals['_MINEDLABEL']._serialized_start=1224
+  _globals['_MINEDLABEL']._serialized_end=1339
+  _globals['_MINELABELSSTREAMREQUEST']._serialized_start=1341
+  _globals['_MINELABELSSTREAMREQUEST']._serialized_end=1412
+  _globals['_MINELABELSSTREAMRESPONSE']._serialized_start=1415
+  _globals['_MINELABELSSTREAMRESPONSE']._serialized_end=1553
+  _globals['_LABELMININGSERVICE']._serialized_start=2074
+  _globals['_LABELMININGSERVICE']._serialized_end=2262
 # @@protoc_insertion_point(module_scope)

@@ -72,6 +72,38 @@ ASSERTION_STATUS_NEGATED: AssertionStatus.ValueType  # 9
 """It is not there."""
 Global___AssertionStatus: _TypeAlias = AssertionStatus  # noqa: Y015
 
+class _SerialVerdict:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SerialVerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SerialVerdict.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SERIAL_VERDICT_UNSPECIFIED: _SerialVerdict.ValueType  # 0
+    """Not looked up."""
+    SERIAL_VERDICT_CONSISTENT: _SerialVerdict.ValueType  # 1
+    """What is known of the earlier study agrees with what the statement says of it."""
+    SERIAL_VERDICT_CONTRADICTED: _SerialVerdict.ValueType  # 2
+    """It disagrees."""
+    SERIAL_VERDICT_UNKNOWN: _SerialVerdict.ValueType  # 3
+    """The earlier study, or the statement, does not tell."""
+    SERIAL_VERDICT_NEEDS_PRIOR: _SerialVerdict.ValueType  # 4
+    """There is no earlier study."""
+
+class SerialVerdict(_SerialVerdict, metaclass=_SerialVerdictEnumTypeWrapper):
+    """What the earlier study says of a serial statement."""
+
+SERIAL_VERDICT_UNSPECIFIED: SerialVerdict.ValueType  # 0
+"""Not looked up."""
+SERIAL_VERDICT_CONSISTENT: SerialVerdict.ValueType  # 1
+"""What is known of the earlier study agrees with what the statement says of it."""
+SERIAL_VERDICT_CONTRADICTED: SerialVerdict.ValueType  # 2
+"""It disagrees."""
+SERIAL_VERDICT_UNKNOWN: SerialVerdict.ValueType  # 3
+"""The earlier study, or the statement, does not tell."""
+SERIAL_VERDICT_NEEDS_PRIOR: SerialVerdict.ValueType  # 4
+"""There is no earlier study."""
+Global___SerialVerdict: _TypeAlias = SerialVerdict  # noqa: Y015
+
 @_typing.final
 class MineLabelsRequest(_message.Message):
     """Request of MineLabels."""
@@ -162,6 +194,8 @@ class LabelAssertion(_message.Message):
     NEEDS_PRIOR_FIELD_NUMBER: _builtins.int
     ALTERNATIVES_FIELD_NUMBER: _builtins.int
     PROBABILITY_FIELD_NUMBER: _builtins.int
+    CHANGE_FIELD_NUMBER: _builtins.int
+    SERIAL_FIELD_NUMBER: _builtins.int
     finding: _builtins.str
     """Identifier of the finding; an SCP statement keeps its SCP code."""
     status: Global___AssertionStatus.ValueType
@@ -178,6 +212,11 @@ class LabelAssertion(_message.Message):
     """True if the statement compares with an earlier ECG, so that one ECG cannot decide it."""
     probability: _builtins.float
     """Probability that the finding is present, given these words; unset if none was learnt for them."""
+    change: _builtins.str
+    """With ASSERTION_STATUS_SERIAL: how the finding has changed since the earlier ECG: "appeared", "disappeared",
+    "increased", "decreased", "unchanged", "recurred", "previous", "lengthened", "shortened", "replaced", "changed", or
+    "compared" if the words do not say.
+    """
     @_builtins.property
     def evidence(self) -> Global___TextSpan:
         """Where the words stand."""
@@ -194,6 +233,10 @@ class LabelAssertion(_message.Message):
     def alternatives(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """With ASSERTION_STATUS_ALTERNATIVE: the other findings of the "A or B"."""
 
+    @_builtins.property
+    def serial(self) -> Global___SerialResolution:
+        """With needs_prior, and if a study of the corpus was mined: the statement beside the subject's last study before it."""
+
     def __init__(
         self,
         *,
@@ -209,16 +252,81 @@ class LabelAssertion(_message.Message):
         needs_prior: _builtins.bool = ...,
         alternatives: _abc.Iterable[_builtins.str] | None = ...,
         probability: _builtins.float | None = ...,
+        change: _builtins.str = ...,
+        serial: Global___SerialResolution | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_probability", b"_probability", "cue", b"cue", "evidence", b"evidence", "probability", b"probability"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_probability", b"_probability", "cue", b"cue", "evidence", b"evidence", "probability", b"probability", "serial", b"serial"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_probability", b"_probability", "age_status", b"age_status", "alternatives", b"alternatives", "cause_status", b"cause_status", "cue", b"cue", "evidence", b"evidence", "finding", b"finding", "language", b"language", "needs_prior", b"needs_prior", "probability", b"probability", "qualifiers", b"qualifiers", "rule", b"rule", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_probability", b"_probability", "age_status", b"age_status", "alternatives", b"alternatives", "cause_status", b"cause_status", "change", b"change", "cue", b"cue", "evidence", b"evidence", "finding", b"finding", "language", b"language", "needs_prior", b"needs_prior", "probability", b"probability", "qualifiers", b"qualifiers", "rule", b"rule", "serial", b"serial", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__probability: _TypeAlias = _typing.Literal["probability"]  # noqa: Y015
     _WhichOneofArgType__probability: _TypeAlias = _typing.Literal["_probability", b"_probability"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__probability) -> _WhichOneofReturnType__probability | None: ...
 
 Global___LabelAssertion: _TypeAlias = LabelAssertion  # noqa: Y015
+
+@_typing.final
+class SerialResolution(_message.Message):
+    """A serial statement beside the subject's last study that was acquired strictly before the one that was mined."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERDICT_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    NOW_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
+    PRIOR_VALUE_FIELD_NUMBER: _builtins.int
+    PRIOR_STUDY_ID_FIELD_NUMBER: _builtins.int
+    DAYS_SINCE_PRIOR_FIELD_NUMBER: _builtins.int
+    verdict: Global___SerialVerdict.ValueType
+    """Whether that study bears the statement out."""
+    reason: _builtins.str
+    """Why it does not decide: "no_time", "no_prior", "not_known", "before_not_stated", "needs_measurement", "whole_ecg" or
+    "denied"; empty if it does.
+    """
+    now: _builtins.bool
+    """What the statement says of the finding in the present ECG; unset if it leaves it open."""
+    before: _builtins.bool
+    """What the statement says of the finding in the earlier ECG; unset if it leaves it open."""
+    prior_value: _builtins.bool
+    """What the labels, else the report, of the earlier study say of the finding; unset if they do not."""
+    prior_study_id: _builtins.str
+    """The earlier study; empty if there is none."""
+    days_since_prior: _builtins.float
+    """From the earlier study to this one; unset if there is none."""
+    def __init__(
+        self,
+        *,
+        verdict: Global___SerialVerdict.ValueType = ...,
+        reason: _builtins.str = ...,
+        now: _builtins.bool | None = ...,
+        before: _builtins.bool | None = ...,
+        prior_value: _builtins.bool | None = ...,
+        prior_study_id: _builtins.str = ...,
+        days_since_prior: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_before", b"_before", "_days_since_prior", b"_days_since_prior", "_now", b"_now", "_prior_value", b"_prior_value", "before", b"before", "days_since_prior", b"days_since_prior", "now", b"now", "prior_value", b"prior_value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_before", b"_before", "_days_since_prior", b"_days_since_prior", "_now", b"_now", "_prior_value", b"_prior_value", "before", b"before", "days_since_prior", b"days_since_prior", "now", b"now", "prior_study_id", b"prior_study_id", "prior_value", b"prior_value", "reason", b"reason", "verdict", b"verdict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__before: _TypeAlias = _typing.Literal["before"]  # noqa: Y015
+    _WhichOneofArgType__before: _TypeAlias = _typing.Literal["_before", b"_before"]  # noqa: Y015
+    _WhichOneofReturnType__days_since_prior: _TypeAlias = _typing.Literal["days_since_prior"]  # noqa: Y015
+    _WhichOneofArgType__days_since_prior: _TypeAlias = _typing.Literal["_days_since_prior", b"_days_since_prior"]  # noqa: Y015
+    _WhichOneofReturnType__now: _TypeAlias = _typing.Literal["now"]  # noqa: Y015
+    _WhichOneofArgType__now: _TypeAlias = _typing.Literal["_now", b"_now"]  # noqa: Y015
+    _WhichOneofReturnType__prior_value: _TypeAlias = _typing.Literal["prior_value"]  # noqa: Y015
+    _WhichOneofArgType__prior_value: _TypeAlias = _typing.Literal["_prior_value", b"_prior_value"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__before) -> _WhichOneofReturnType__before | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__days_since_prior) -> _WhichOneofReturnType__days_since_prior | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__now) -> _WhichOneofReturnType__now | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__prior_value) -> _WhichOneofReturnType__prior_value | None: ...
+
+Global___SerialResolution: _TypeAlias = SerialResolution  # noqa: Y015
 
 @_typing.final
 class TextSpan(_message.Message):

@@ -7,10 +7,21 @@ from mmecg_pb.v1 import label_mining_service_pb2 as pb
 
 from mmecg.client.label_messages import parse_mined_report, render_mined_report
 from mmecg.errors import InvalidInputError
-from mmecg.labels.assertion import LabelAssertion, MinedLabel, MinedReport, Status
+from mmecg.labels.assertion import (
+    LabelAssertion,
+    MinedLabel,
+    MinedReport,
+    Resolution,
+    SerialResolution,
+    Status,
+)
 
 WORDS = st.text(max_size=8)
 PROBABILITY = st.none() | st.floats(0, 1)
+OPEN = st.none() | st.booleans()
+SERIAL = st.builds(
+    SerialResolution, st.sampled_from(Resolution), WORDS, OPEN, OPEN, OPEN, WORDS, st.none() | st.floats(0, 1e5)
+)
 
 
 @st.composite
@@ -41,6 +52,8 @@ def mined_texts(draw):
                 needs_prior=draw(st.booleans()),
                 alternatives=tuple(draw(st.lists(WORDS, max_size=2))),
                 probability=draw(PROBABILITY),
+                change=draw(WORDS),
+                serial=draw(st.none() | SERIAL),
             )
         )
     label = st.builds(MinedLabel, WORDS, WORDS, st.none() | st.booleans(), PROBABILITY)
@@ -68,9 +81,22 @@ def test_every_status_has_a_number_of_its_own():
     assert names == {"UNSPECIFIED", *(status.name for status in Status)}
 
 
+def test_every_verdict_has_a_number_of_its_own():
+    names = {name.removeprefix("SERIAL_VERDICT_") for name in pb.SerialVerdict.DESCRIPTOR.values_by_name}
+    assert names == {"UNSPECIFIED", *(verdict.name for verdict in Resolution)}
+
+
 @pytest.mark.parametrize("number", [0, 77])
 def test_an_unknown_status_is_refused(number):
     message = pb.MineLabelsResponse(assertions=[pb.LabelAssertion(finding="AFIB")])
     message.assertions[0].status = number
     with pytest.raises(InvalidInputError, match="status"):
+        parse_mined_report(message)
+
+
+@pytest.mark.parametrize("number", [0, 77])
+def test_an_unknown_verdict_is_refused(number):
+    message = pb.MineLabelsResponse(assertions=[pb.LabelAssertion(finding="AFIB", status=pb.ASSERTION_STATUS_SERIAL)])
+    message.assertions[0].serial.verdict = number
+    with pytest.raises(InvalidInputError, match="verdict"):
         parse_mined_report(message)
