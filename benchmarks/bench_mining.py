@@ -70,7 +70,7 @@ def make_pool(rng: np.random.Generator) -> pl.Series:
     statements: set[str] = set()
     while len(statements) < POOL:
         words = [str(rng.choice(cues))] if rng.random() < 0.5 else []
-        filler = rng.choice(FILLER, size=int(rng.integers(1, 6))).tolist()
+        filler = rng.choice(FILLER, size=int(rng.integers(0, 3))).tolist()
         statements.add(" ".join([*words, str(rng.choice(findings)), *filler]))
     return pl.Series(sorted(statements))
 
