@@ -150,3 +150,10 @@ def test_report_is_fresh(miner: LabelMiner) -> None:
         kept = report.with_columns(pl.col("cue").fill_null("")).filter(wanted).select(names)
         assert kept.rows() == fresh.filter(wanted).select(names).rows()
         assert kept.height
+
+
+def test_an_unknown_cause_denies_nothing():
+    text = "sinus bradycardia. the cause of the bradycardia is not evident."
+    said = {(item.finding, item.status) for item in LabelMiner().mine(text)}
+    assert ("SBRAD", Status.NEGATED) not in said
+    assert ("SBRAD", Status.PRESENT) in said
