@@ -8,14 +8,12 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import polars as pl
 
-    from mmecg.labels.assertion import LabelAssertion
     from mmecg.labels.mining import LabelMiner
 
 _ID_COLUMNS = ("study_id", "ecg_id")
@@ -118,6 +116,7 @@ class Summary:
     def __init__(self) -> None:
         self.rows = self.with_assertions = self.assertions = 0
         self.flags: Counter[str] = Counter()
+        self.serial: Counter[str] = Counter()
         self.findings: dict[str, Counter[str]] = {}
 
     def add(self, assertions: pl.DataFrame, rows: pl.DataFrame) -> None:
@@ -126,6 +125,8 @@ class Summary:
         self.assertions += assertions.height
         self.with_assertions += assertions["row"].n_unique()
         self.flags.update(rows["flags"].explode().drop_nulls().to_list())
+        if "resolution" in assertions.columns:
+            self.serial.update(assertions["resolution"].drop_nulls().to_list())
         for finding, status, count in assertions.group_by("finding", "status").len().iter_rows():
             self.findings.setdefault(finding, Counter())[status] += count
 
@@ -136,8 +137,9 @@ class Summary:
         ordered = dict(sorted(self.findings.items(), key=lambda item: (-item[1].total(), item[0])))
         if args.json:
             counts = {"rows": self.rows, "rows_with_assertions": self.with_assertions, "assertions": self.assertions}
-            flags = dict(sorted(self.flags.items()))
-            print_json({**counts, "flags": flags, "findings": {name: dict(found) for name, found in ordered.items()}})
+            serial = {"serial": dict(sorted(self.serial.items()))} if args.corpus else {}
+            findings = {name: dict(found) for name, found in ordered.items()}
+            print_json({**counts, "flags": dict(sorted(self.flags.items())), **serial, "findings": findings})
             return
         lines = [
             [name, str(found.total()), str(found["present"]), str(found["negated"])]
@@ -149,6 +151,8 @@ class Summary:
             note(f"and {len(ordered) - _SHOWN_FINDINGS} more findings")
         for name, count in sorted(self.flags.items()):
             note(f"{count} rows flagged {name}")
+        for name, count in sorted(self.serial.items()):
+            note(f"{count} serial statements: {name}")
 
 
 def _mine(
@@ -174,8 +178,9 @@ def _mine(
 def _refiner(args: argparse.Namespace, miner: LabelMiner) -> Iterator[Callable[[pl.DataFrame], pl.DataFrame]]:
     """Yield what looks up prior studies, if there is a corpus, and turns findings into codes, if asked to."""
     from mmecg.cli.inputs import open_retriever
+    from mmecg.labels.serial import SerialResolver, prior_studies
     from mmecg.labels.vocabulary import load_vocabulary
-    from mmecg.labels.wide import codes_of, prior_studies, resolve_serial, translate
+    from mmecg.labels.wide import codes_of, translate
 
     def refine(assertions: pl.DataFrame) -> pl.DataFrame:
         if args.vocabulary is None:
@@ -187,14 +192,9 @@ def _refiner(args: argparse.Namespace, miner: LabelMiner) -> Iterator[Callable[[
         yield refine
         return
     with open_retriever(args.corpus, args.bundle) as retriever:
-        priors = dict(prior_studies(retriever.corpus.metadata()).iter_rows())
-
-        @cache
-        def mine_study(study_id: str) -> tuple[LabelAssertion, ...] | None:
-            (study,) = retriever.corpus.get([study_id], with_signal=False)
-            return miner.mine(study.report.raw) if study.report else None
-
-        yield lambda assertions: refine(resolve_serial(assertions, priors, mine_study))
+        resolver = SerialResolver(retriever.corpus, miner.mine)
+        priors = prior_studies(retriever.corpus.metadata())
+        yield lambda assertions: refine(resolver.resolve_table(assertions, priors))
 
 
 def _widen(args: argparse.Namespace, miner: LabelMiner, assertions: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:

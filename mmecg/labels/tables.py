@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from mmecg.labels.assertion import LabelAssertion
+from mmecg.labels.assertion import LabelAssertion, Status
+from mmecg.labels.change import load_serial_table
 from mmecg.labels.report_rows import has_control_characters, read_batch, without_control_characters
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ ASSERTION_SCHEMA = pl.Schema(
         "cause_status": pl.String,
         "language": pl.String,
         "needs_prior": pl.Boolean,
+        "change": pl.String,
         "alternatives": pl.String,
         "probability": pl.Float64,
     }
@@ -217,11 +219,32 @@ def _say(
         pl.Series("evidence", [pieces[text][start:end] for text, start, end in spans], dtype=pl.String),
         *(pl.Series(name, getattr(mined, name)) for name in ("start", "end", *_CUE_SPAN)),
         pl.Series("probability", _probabilities(miner, mined, probability), dtype=pl.Float64),
+        _changes(miner, pieces, mined),
     )
 
 
 def _values(qualifiers: tuple[tuple[str, str], ...], kind: str) -> str:
     return "|".join(value for of, value in qualifiers if of == kind)
+
+
+def _changes(miner: LabelMiner, pieces: list[str], mined: Mined) -> pl.Series:
+    """Return what has changed where a statement is serial, else null."""
+    is_serial = np.array([item.status is Status.SERIAL for item in miner.statements], dtype=bool)
+    at = np.flatnonzero(is_serial[mined.statement])
+    changes = pl.repeat(None, mined.statement.size, dtype=pl.String, eager=True).alias("change")
+    columns = (mined.finding, mined.rule, mined.text, mined.start, mined.cue_start, mined.cue_end)
+    rows = zip(*(column[at].tolist() for column in columns), strict=True)
+    change_of = load_serial_table().change_of
+    found = [
+        change_of(
+            miner.findings[finding],
+            miner.rules[rule],
+            pieces[text][cue_start:cue_end] if cue_start >= 0 else "",
+            stands_before=start < cue_start,
+        )
+        for finding, rule, text, start, cue_start, cue_end in rows
+    ]
+    return changes.scatter(at, found) if found else changes
 
 
 def _probabilities(miner: LabelMiner, mined: Mined, probability: Probability | None) -> list[float | None]:

@@ -1,12 +1,12 @@
-"""From assertions to one row a study: the wide table, other code systems, and what an earlier ECG says."""
+"""From assertions to one row a study: the wide table, and other code systems."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 import polars as pl
 
-from mmecg.labels.assertion import LabelAssertion, Status, value_of
+from mmecg.labels.assertion import Status
 from mmecg.labels.vocabulary import Relation, Vocabulary
 
 
@@ -71,61 +71,3 @@ def translate(assertions: pl.DataFrame, codes: pl.DataFrame) -> pl.DataFrame:
     found = assertions.join(codes, on="finding", how="inner", maintain_order="left")
     found = found.filter(pl.col("exact") | (pl.col("status") != Status.NEGATED))
     return found.with_columns(pl.col("code").alias("finding")).drop("code", "exact")
-
-
-def prior_studies(studies: pl.DataFrame) -> pl.DataFrame:
-    """Return for each study the last one of its subject that was acquired strictly before it.
-
-    Parameters
-    ----------
-    studies : polars.DataFrame
-        ``study_id``, ``subject_id`` and ``acquired_at``; a study without a time has no prior study and is none.
-
-    Returns
-    -------
-    polars.DataFrame
-        ``study_id`` and ``prior_study_id``.
-    """
-    timed = studies.filter(pl.col("acquired_at").is_not_null()).sort("acquired_at", "study_id")
-    earlier = timed.select("subject_id", "acquired_at", pl.col("study_id").alias("prior_study_id"))
-    found = timed.join_asof(
-        earlier,
-        on="acquired_at",
-        by="subject_id",
-        strategy="backward",
-        allow_exact_matches=False,
-        check_sortedness=False,
-    )
-    return found.select("study_id", "prior_study_id").drop_nulls()
-
-
-def resolve_serial(
-    assertions: pl.DataFrame,
-    priors: Mapping[str, str],
-    mine_study: Callable[[str], Sequence[LabelAssertion] | None],
-) -> pl.DataFrame:
-    """Say what the report of the prior study says of each finding that needs it.
-
-    Parameters
-    ----------
-    assertions : polars.DataFrame
-        :data:`mmecg.labels.tables.ASSERTION_SCHEMA`.
-    priors : mapping of str to str
-        Study to prior study.
-    mine_study : callable
-        Study id to what its report says; None if it has no report.
-
-    Returns
-    -------
-    polars.DataFrame
-        The assertions with ``prior_study_id`` (null: there is none, or none is needed) and ``prior_value`` (true:
-        stated there; false: denied there; null: not mentioned, left open, or no report).
-    """
-    rows: list[tuple[str | None, bool | None]] = []
-    for study_id, finding, needs_prior in assertions.select("study_id", "finding", "needs_prior").iter_rows():
-        prior = priors.get(study_id) if needs_prior else None
-        said = (mine_study(prior) if prior is not None else None) or ()
-        statuses = [one.status for one in said if one.finding == finding]
-        rows.append((prior, value_of(statuses) if statuses else None))
-    schema = {"prior_study_id": pl.String, "prior_value": pl.Boolean}
-    return assertions.hstack(pl.DataFrame(rows, schema=schema, orient="row"))

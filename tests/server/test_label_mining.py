@@ -10,7 +10,7 @@ from mmecg_server.server import Server
 from mmecg.client import AsyncClient, Client
 from mmecg.config import ServerConfig
 from mmecg.errors import InvalidInputError, QueryError, ReportError, StudyNotFoundError
-from mmecg.labels.assertion import Status
+from mmecg.labels.assertion import Resolution, SerialResolution, Status
 from mmecg.labels.report_miner import ReportMiner
 from mmecg.report import MAX_TEXT_CHARS, Report
 from mmecg.retriever import Retriever
@@ -57,6 +57,27 @@ def test_the_report_of_a_study_is_mined(client: Client, make_study):
     assert {assertion.finding for assertion in got.assertions} == {"AFIB"}
     (assertion,) = got.assertions
     assert raw[assertion.start : assertion.end] == "Vorhofflimmern"
+
+
+def test_serial_statements_of_a_study_are_looked_up(client: Client, make_study):
+    report = Report.from_text("Sinus rhythm has replaced atrial fibrillation. No significant change in QT.")
+    before, now = (dataclasses.replace(make_study(number), labels={}) for number in (0, 1))
+    later = dataclasses.replace(make_study(2), subject_id=now.subject_id, labels={"AFIB": 100.0})
+    now = dataclasses.replace(now, report=report)
+    assert [outcome.error for outcome in client.upsert([now, later])] == [None] * 2
+    alone = {one.finding: one.serial for one in client.mine_labels(study_id=now.study_id).assertions}
+    assert alone["AFIB"] == SerialResolution(Resolution.NEEDS_PRIOR, "no_prior", False, True)
+    before = dataclasses.replace(before, report=Report.from_text("Atrial fibrillation."))
+    assert [outcome.error for outcome in client.upsert([before])] == [None]
+    found = {one.finding: one for one in client.mine_labels(study_id=now.study_id).assertions}
+    assert (found["AFIB"].change, found["SR"].change) == ("disappeared", "appeared")
+    assert found["AFIB"].serial == SerialResolution(
+        Resolution.CONSISTENT, "", False, True, True, before.study_id, days_since_prior=1.0
+    )
+    assert found["SR"].serial == SerialResolution(
+        Resolution.CONSISTENT, "", True, False, False, before.study_id, days_since_prior=1.0
+    )
+    assert all(one.serial is None for one in client.mine_labels(report.raw).assertions)
 
 
 def test_a_stream_answers_every_item_in_its_place(client: Client):

@@ -126,11 +126,24 @@ def test_prior_study_is_looked_up_in_the_corpus(run, corpus, tmp_path):
     pl.DataFrame({"study_id": ["study-3", "elsewhere"], "report": [text] * 2}).write_csv(path)
     outcome = run("mine-labels", path, "--out", out, "--corpus", corpus)
     assert outcome.code == 0, outcome.err
-    found = pl.read_parquet(out).filter("needs_prior")
-    assert set(found["study_id"]) == {"study-3", "elsewhere"}
-    priors = dict(found.select("study_id", "prior_study_id").iter_rows())
-    assert priors == {"study-3": "study-2", "elsewhere": None}
-    assert found.filter(pl.col("finding") == "AFIB")["prior_value"].to_list() == [None, None]  # not mentioned there
+    assert "2 serial statements: needs_prior" in outcome.err
+    found = pl.read_parquet(out)
+    columns = ("study_id", "finding", "change", "resolution", "reason", "now", "prior_value", "prior_study_id")
+    assert found.select(*columns, "days_since_prior").rows() == [
+        ("study-3", "SR", "appeared", "contradicted", None, True, True, "study-2", 1.0),  # sinus rhythm before, too
+        ("study-3", "AFIB", "disappeared", "contradicted", None, False, False, "study-2", 1.0),
+        ("elsewhere", "SR", "appeared", "needs_prior", "no_subject", True, None, None, None),
+        ("elsewhere", "AFIB", "disappeared", "needs_prior", "no_subject", False, None, None, None),
+    ]
+
+
+def test_summary_counts_serial_statements(run, corpus, tmp_path):
+    path, out = tmp_path / "a.csv", tmp_path / "out.parquet"
+    text = "atrial fibrillation has replaced sinus rhythm. qt has lengthened"
+    pl.DataFrame({"study_id": ["study-2", "study-3"], "report": [text] * 2}).write_csv(path)
+    outcome = run("mine-labels", path, "--out", out, "--corpus", corpus, "--json")
+    assert outcome.code == 0, outcome.err
+    assert json.loads(outcome.out)["serial"] == {"consistent": 2, "needs_prior": 3, "unknown": 1}
 
 
 BAD_FILES = {

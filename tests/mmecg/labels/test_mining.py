@@ -13,7 +13,7 @@ from mmecg.labels.assertion import LabelAssertion
 from mmecg.labels.mining import LabelMiner
 from mmecg.labels.report_rows import FLAGS, ROW_SCHEMA
 from mmecg.labels.tables import ASSERTION_SCHEMA
-from mmecg.labels.wide import prior_studies, resolve_serial, wide_table
+from mmecg.labels.wide import wide_table
 from mmecg.report import MAX_TEXT_CHARS
 
 WORDS = [
@@ -241,31 +241,3 @@ def test_wide_table(miner: LabelMiner) -> None:
     assert wide["MI"].to_list() == [None] * 6
     assert wide["MI__probability"].to_list() == [0.11, *[None] * 5]
     assert wide["RVH"].null_count() == len(texts)
-
-
-def test_prior_studies_are_strictly_earlier_ones_of_the_subject() -> None:
-    studies = pl.DataFrame(
-        {
-            "study_id": ["a1", "a2", "a3", "b1", "a0", "a2b"],
-            "subject_id": ["a", "a", "a", "b", "a", "a"],
-            "acquired_at": [1, 2, 3, 2, None, 2],
-        }
-    )
-    assert dict(prior_studies(studies).iter_rows()) == {"a2": "a1", "a2b": "a1", "a3": "a2b"}
-
-
-def test_serial_statements_are_looked_up(miner: LabelMiner) -> None:
-    gone = "infarct no longer seen"
-    table = pl.DataFrame({"id": ["now", "first", "bare"], "report": [f"{gone}. LVH", gone, gone]})
-    reports = {"before": "old infarct", "empty": None}
-    found = resolve_serial(
-        miner.mine_table(table, id_column="id"),
-        {"now": "before", "bare": "empty"},
-        lambda study_id: miner.mine(reports[study_id]) if reports[study_id] else None,
-    )
-    assert found.select("study_id", "finding", "prior_study_id", "prior_value").rows() == [
-        ("now", "MI", "before", True),
-        ("now", "LVH", None, None),
-        ("first", "MI", None, None),
-        ("bare", "MI", "empty", None),
-    ]
