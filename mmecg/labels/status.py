@@ -7,7 +7,8 @@ Nothing here looks at text or offsets, so that equal rows have equal statements 
 2. Qualifiers go to the nearest mention (finding or base) of their clause; bases become findings.
 3. Cues reach mentions on their side, up to a terminator, a clause end, their scope in words, or a further cue of
    presence behind a mention; ``reach = "nearest"`` stops after the nearest mention and what is joined to it.
-4. Of the cues that reach a mention, the one of the latest :class:`~mmecg.labels.assertion.Status` decides.
+4. Of the cues that reach a mention, the one of the latest :class:`~mmecg.labels.assertion.Status` decides; of serial
+   ones, the nearest.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ class Resolver:
                 if role.kind is Kind.CUE:
                     self._apply(sentence, at, self.rules.cue[role.index])
         parts = {id(mention): self._parts(sentence, mention) for mention in mentions}
-        return [self._state(mention, part, parts) for mention in mentions for part in parts[id(mention)]]
+        return [self._state(sentence, mention, part, parts) for mention in mentions for part in parts[id(mention)]]
 
     def _qualify(self, sentence: Sentence, at: int) -> None:
         """Give a qualifier to the nearest mention; one behind its mention goes to what is joined to it as well."""
@@ -188,13 +189,17 @@ class Resolver:
             for part in parts:
                 part.alternatives = tuple(other.finding for other in parts if other is not part)
 
-    def _state(self, mention: Mention, part: _Part, parts: dict[int, list[_Part]]) -> Resolved:
+    def _state(self, sentence: Sentence, mention: Mention, part: _Part, parts: dict[int, list[_Part]]) -> Resolved:
+        def strength(item: tuple[Status, int, Cue]) -> tuple[int, int]:
+            is_serial = item[0] is Status.SERIAL  # the nearest says what has changed, not "compared with", far ahead
+            return _RANK[item[0]], -sentence.distance(item[1], mention) if is_serial else 0
+
         own = Status.PRESENT
         qualifiers = [(kind, value) for _, kind, value in sorted(mention.qualifiers)]
         if mention.role.kind is Kind.FINDING:
             rule = self.rules.finding[mention.role.index]
             own, qualifiers = Status(rule.status), [*rule.qualifiers.items(), *qualifiers]
-        status, at, cue = max(mention.cues, key=lambda item: _RANK[item[0]], default=(own, -1, None))
+        status, at, cue = max(mention.cues, key=strength, default=(own, -1, None))
         if _RANK[own] > _RANK[status]:
             status, at, cue = own, -1, None
         others: tuple[str, ...] = ()

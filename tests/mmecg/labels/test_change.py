@@ -50,6 +50,10 @@ def test_every_serial_cue_of_the_rules_has_a_meaning_and_no_other_words_do(langu
     [
         ("sinus rhythm has replaced atrial fibrillation", {"SR": "appeared", "AFIB": "disappeared"}),
         ("atrial fibrillation has converted to sinus rhythm", {"AFIB": "disappeared", "SR": "appeared"}),
+        (
+            "compared with tracing of 3-4-99, atrial fibrillation has replaced sinus rhythm",
+            {"AFIB": "appeared", "SR": "disappeared"},
+        ),
         ("atrial fibrillation is no longer evident", {"AFIB": "disappeared"}),
         ("ST no longer depressed", {"STD_": "disappeared", "SERIAL_ST_DEPRESSION_GONE": "disappeared"}),
         (

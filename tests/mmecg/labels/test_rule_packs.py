@@ -104,6 +104,21 @@ def test_doubt_about_age_is_none_about_presence(miner: LabelMiner, text: str, fi
     assert (item.status, item.age_status) == (Status.PRESENT, age)
 
 
+@pytest.mark.parametrize(
+    ("text", "finding", "other"),
+    [
+        ("inferiorer infarkt    alter unbest. linkshypertrophie möglich", "IMI", "LVH"),
+        ("inferior infarct of uncertain age, LVH", "IMI", "LVH"),
+        ("infarkt ålder ej bestämmbar t-förändring", "MI", "TAB_"),
+    ],
+)
+def test_an_undetermined_age_is_that_of_what_stands_before_it(
+    miner: LabelMiner, text: str, finding: str, other: str
+) -> None:
+    said = {item.finding: item.qualifiers for item in miner.mine(text)}
+    assert (said[finding], said[other]) == ((("age", "undetermined"),), ())
+
+
 def test_atrial_fibrillation_is_no_accessory_pathway(miner: LabelMiner) -> None:
     found = {item.finding for item in miner.mine("Atrial fibrillation with PVC(s) or aberrant ventricular conduction")}
     assert not found & {"WPW", "PREEXCITATION", "SVTAC", "SVT_WITH_ABERRANCY", "TACHYCARDIA"}
