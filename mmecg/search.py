@@ -17,6 +17,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from mmecg.errors import QueryError
+from mmecg.quality import QUALITY_KINDS
 from mmecg.study import Study
 from mmecg.study import without_zone as without_zone
 from mmecg.vitals import Sex
@@ -62,6 +63,11 @@ class Filter:
         The clean report contains this text, case folded. Not a regular expression.
     exclude_quality : frozenset of str
         The study has none of these quality finding kinds (see :mod:`mmecg.quality`).
+
+    Raises
+    ------
+    QueryError
+        A kind of quality finding that does not exist (it would let too much pass), or a string for a set of strings.
     """
 
     subject_ids: frozenset[str] | None = None
@@ -80,6 +86,14 @@ class Filter:
     labels_none: frozenset[str] = frozenset()
     text_contains: str | None = None
     exclude_quality: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, str) and name not in ("sex", "text_contains"):
+                raise QueryError(f"filter {name} is a string, expected a set of strings", field=f"filter.{name}")
+        for kind in sorted(set(self.exclude_quality).difference(QUALITY_KINDS)):
+            message = f"filter exclude_quality names {kind[:40]!r}, expected one of {', '.join(QUALITY_KINDS)}"
+            raise QueryError(message, field="filter.exclude_quality")
 
     def conditions(self) -> list[pl.Expr]:
         """Return the conditions as polars expressions over :data:`METADATA_SCHEMA`."""

@@ -33,6 +33,13 @@ RECORDS = [
 TABLE = pl.DataFrame(RECORDS, schema=METADATA_SCHEMA)
 
 
+@pytest.mark.parametrize(("name", "value"), [("exclude_quality", frozenset({"nois"})), ("labels_any", "AFIB")])
+def test_a_filter_that_would_let_the_wrong_studies_pass_is_refused(name, value):
+    with pytest.raises(QueryError, match=f"filter {name}") as caught:
+        Filter(**{name: value})
+    assert caught.value.field == f"filter.{name}"
+
+
 def passes(record: dict, f: Filter) -> bool:
     """The filter's words, one by one."""
 

@@ -92,6 +92,7 @@ BAD_FILTERS = {
         Filter(acquired_from=time(2_000_000_000), acquired_before=time(1_000_000)), "QUERY", "filter.acquired_from"),
     "impossible time": (
         Filter(acquired_from=Timestamp(seconds=2**60)), "INVALID_INPUT", "filter.acquired_from"),
+    "unknown quality kind": (Filter(exclude_quality=["nois"]), "QUERY", "filter.exclude_quality"),
     "unknown field": (Filter.FromString(b"\xfa\x06\x03abc"), "QUERY", "filter"),
     "100 kB of text": (Filter(text_contains="x" * 100_000), "REPORT", "filter.text_contains"),
 }  # fmt: skip

@@ -78,7 +78,7 @@ FUZZED_FILTERS = st.builds(
     labels_all=NAMES,
     labels_none=NAMES,
     text_contains=st.none() | st.sampled_from(["rhythm", "", " ", "a\x00b", "%_", "é"]),
-    exclude_quality=NAMES,
+    exclude_quality=st.lists(st.sampled_from(["noise", "flat"]), max_size=2) | NAMES,
 )
 SETTINGS = settings(max_examples=60, deadline=None, suppress_health_check=[*HealthCheck])
 

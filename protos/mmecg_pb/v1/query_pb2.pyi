@@ -306,7 +306,7 @@ class Filter(_message.Message):
 
     @_builtins.property
     def exclude_quality(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Has none of these kinds of quality finding."""
+        """Has none of these kinds of quality finding (see QualityFinding). A kind that does not exist is refused."""
 
     def __init__(
         self,

@@ -171,6 +171,7 @@ def test_server_that_is_not_there(run):
 
 def test_filter_has_a_parser_for_every_field():
     examples = {"acquired_from": "1990-01-01", "acquired_before": "1991-01-01T10:00", "sex": "female"}
+    examples["exclude_quality"] = "noise,flat"
     for name in filter_fields():
         value = "60" if name.startswith("age") else examples.get(name, "a,b")
         assert getattr(parse_filter([f"{name}={value}"]), name) not in (None, frozenset())

@@ -23,6 +23,7 @@ from mmecg.client.messages import (
 )
 from mmecg.ecg import LEADS, Ecg
 from mmecg.errors import InvalidInputError, SignalError
+from mmecg.quality import QUALITY_KINDS
 from mmecg.report import Report
 from mmecg.search import Filter
 from mmecg.study import ClinicalNote, Study
@@ -94,7 +95,7 @@ def filters(draw) -> Filter:
         labels_all=draw(SETS),
         labels_none=draw(SETS),
         text_contains=draw(st.none() | TEXTS),
-        exclude_quality=draw(SETS),
+        exclude_quality=draw(st.frozensets(st.sampled_from(QUALITY_KINDS))),
     )
 
 
