@@ -125,6 +125,11 @@ def loaded_by(statement):
     return set(done.stdout.split())
 
 
+@pytest.mark.parametrize(("package", "folder"), SOURCES.items())
+def test_every_package_is_marked_as_typed(package, folder):
+    assert (ROOT / folder / package / "py.typed").is_file()
+
+
 def test_importing_the_library_is_light():
     assert loaded_by("import mmecg") == set()
 
