@@ -112,6 +112,13 @@ def honest_scores(
     return HonestScores(fresh, reader.scores(unseen.features, unseen.embedding))
 
 
+def join_honest(parts: Sequence[HonestScores]) -> HonestScores:
+    """Put the scores of several bundles together; a record that several leave out is taken from the first of them."""
+    rows, first = np.unique(np.concatenate([part.rows for part in parts]), return_index=True)
+    channels = {name: np.concatenate([part.channels[name] for part in parts])[first] for name in parts[0].channels}
+    return HonestScores(rows, channels)
+
+
 def fit_agreement(reader: EcgReader, honest: HonestScores, text: FittedText, data: LabelData) -> Agreement:
     """Fit the stacks on scores that neither the text weights nor the bundle had been fitted on.
 

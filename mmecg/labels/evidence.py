@@ -192,7 +192,9 @@ def feature_matrix(reports: Reports, features: Sequence[str]) -> Any:
 def mention_rates(reports: Reports, gold: NDArray[np.bool_], labels: Sequence[str]) -> dict[str, float]:
     """Return the rate at which a mentioned finding is gold, for every way of speaking of it.
 
-    A rate is ``(gold + 10 parent) / (mentions + 10)`` with the rate of the next more general way as ``parent``.
+    A rate is ``(gold + 10 parent) / (mentions + 10)`` with the rate of the next more general way as ``parent``. The
+    most general ways, a status alone and anything at all, have no parent: theirs is ``(gold + 1) / (mentions + 2)``,
+    for what is denied must not inherit from what is stated.
 
     Parameters
     ----------
@@ -213,9 +215,12 @@ def mention_rates(reports: Reports, gold: NDArray[np.bool_], labels: Sequence[st
             said.update(ways)
             if gold[row, column[assertion.finding]]:
                 right.update(ways)
-    rates = {"": (right[""] + 1.0) / (said[""] + 2.0)}
-    for way in sorted(parent, key=lambda name: name.count("|")):
-        rates[way] = (right[way] + MENTION_PRIOR * rates[parent[way]]) / (said[way] + MENTION_PRIOR)
+    rates: dict[str, float] = {}
+    for way in sorted(said, key=lambda name: name.count("|")):
+        if parent.get(way):
+            rates[way] = (right[way] + MENTION_PRIOR * rates[parent[way]]) / (said[way] + MENTION_PRIOR)
+        else:
+            rates[way] = (right[way] + 1.0) / (said[way] + 2.0)
     return rates
 
 

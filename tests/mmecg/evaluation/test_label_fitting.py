@@ -10,7 +10,14 @@ from mmecg.bundle import Bundle, load_bundle
 from mmecg.errors import InvalidInputError
 from mmecg.evaluation.cohort import Encoded
 from mmecg.evaluation.label_data import LabelData
-from mmecg.evaluation.label_fitting import fit_agreement, fit_reader, fit_text, honest_scores
+from mmecg.evaluation.label_fitting import (
+    HonestScores,
+    fit_agreement,
+    fit_reader,
+    fit_text,
+    honest_scores,
+    join_honest,
+)
 from mmecg.labels.assertion import LabelAssertion, Status
 
 LABELS = ("AFIB", "LVH")
@@ -78,3 +85,13 @@ def test_the_stack_is_better_than_the_text_alone(bundle: Bundle) -> None:
     }
     assert errors["both"].mean() < errors["text"].mean()
     assert errors["ecg"].mean() < 0.2
+
+
+def test_joined_scores_hold_every_record_once_from_the_first_bundle_that_left_it_out():
+    parts = [
+        HonestScores(np.array(rows), {"probe": np.full((len(rows), 2), value, np.float32)})
+        for rows, value in (([3, 5], 1.0), ([0, 3, 1], 2.0))
+    ]
+    joined = join_honest(parts)
+    assert joined.rows.tolist() == [0, 1, 3, 5]
+    assert joined.channels["probe"][:, 0].tolist() == [2, 2, 1, 1]
