@@ -8,7 +8,7 @@ Nothing here looks at text or offsets, so that equal rows have equal statements 
 3. Cues reach mentions on their side, up to a terminator, a clause end, their scope in words, or a further cue of
    presence behind a mention; ``reach = "nearest"`` stops after the nearest mention and what is joined to it.
 4. Of the cues that reach a mention, the one of the latest :class:`~mmecg.labels.assertion.Status` decides; of serial
-   ones, the nearest.
+   ones, the phrase itself, or the one of the shortest reach, or the nearest.
 """
 
 from __future__ import annotations
@@ -190,9 +190,12 @@ class Resolver:
                 part.alternatives = tuple(other.finding for other in parts if other is not part)
 
     def _state(self, sentence: Sentence, mention: Mention, part: _Part, parts: dict[int, list[_Part]]) -> Resolved:
-        def strength(item: tuple[Status, int, Cue]) -> tuple[int, int]:
-            is_serial = item[0] is Status.SERIAL  # the nearest says what has changed, not "compared with", far ahead
-            return _RANK[item[0]], -sentence.distance(item[1], mention) if is_serial else 0
+        def strength(item: tuple[Status, int, Cue]) -> tuple[int, bool, int]:
+            status, at, cue = item
+            if status is not Status.SERIAL:
+                return _RANK[status], False, 0
+            # "compared with", far ahead and for all that follows, says least of what has changed
+            return _RANK[status], not cue.reaches_all, -sentence.distance(at, mention)
 
         own = Status.PRESENT
         qualifiers = [(kind, value) for _, kind, value in sorted(mention.qualifiers)]
@@ -200,7 +203,7 @@ class Resolver:
             rule = self.rules.finding[mention.role.index]
             own, qualifiers = Status(rule.status), [*rule.qualifiers.items(), *qualifiers]
         status, at, cue = max(mention.cues, key=strength, default=(own, -1, None))
-        if _RANK[own] > _RANK[status]:
+        if _RANK[own] > _RANK[status] or own is status is Status.SERIAL:
             status, at, cue = own, -1, None
         others: tuple[str, ...] = ()
         if status is Status.ALTERNATIVE:
