@@ -70,12 +70,22 @@ def ask(client: Client, port: int, picture: Path) -> None:
     print_hits(mixed, title="ECG + 0.5 x “left bundle branch block”, among women from 60 years on")
     vitals = Vitals(age_years=25, sex="male")
     print_hits(client.search(vitals=vitals, top_k=3), title=f"vitals -> ECG: {describe_vitals(vitals)}")
+    print_labels(client, query)
     median_ms = 1e3 * statistics.median(seconds(client, query) for _ in range(CALLS))
     note(f"one ECG search over gRPC took {median_ms:.1f} ms (median of {CALLS}, one client)")
     note("the same from the command line, drawn on ECG paper")
     server = ["--server", f"127.0.0.1:{port}"]
     if code := mmecg(["search", *server, "--study-id", query.study_id, "--top-k", "3", "--plot", str(picture)]):
         raise SystemExit(code)
+
+
+def print_labels(client: Client, study: Study) -> None:
+    """Mine the report of a study of the corpus, and print each finding with its words."""
+    note(f"report -> labels: what the report of study {study.study_id} says, and in which words")
+    report = study.report.raw if study.report else ""
+    for said in client.mine_labels(study_id=study.study_id).assertions:
+        probability = "" if said.probability is None else f"{said.probability:.2f}"
+        print(f" {said.finding:<27} {said.status:<16} {probability:<5} “{report[said.start : said.end]}”")
 
 
 def seconds(client: Client, query: Study) -> float:
