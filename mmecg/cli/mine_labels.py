@@ -29,8 +29,8 @@ examples:
   mmecg mine-labels reports.csv --out assertions.parquet --corpus corpus/     looks up what needs a prior ECG there
 
 One row of --out is one assertion: the words (offsets into the raw text), what they say, and how sure. --wide has one
-row for each row of the input, whatever it holds. Memory does not grow with the table. The exit code is 1 if a text
-could not be mined (not text, too long, control characters).
+row for each row of the input, whatever it holds. Memory grows with --jobs, not with the table. The exit code is 1 if a
+text could not be mined (not text, too long, control characters).
 """
 
 
@@ -58,8 +58,17 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "--mend-typos", action="store_true", help="read the table twice: first to find its typing errors of rule words"
     )
+    parser.add_argument(
+        "--jobs", type=_jobs, metavar="N", help="worker processes (default: one a core for large tables, else none)"
+    )
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     parser.set_defaults(run=run)
+
+
+def _jobs(text: str) -> int:
+    if not (text.isdecimal() and int(text) >= 1):
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} is no number of processes, expected 1 or more")
+    return int(text)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -77,11 +86,12 @@ def run(args: argparse.Namespace) -> int:
         text_columns = args.text_column or _text_columns(list(schema))
         id_column = args.id_column or next((name for name in _ID_COLUMNS if name in schema), None)
         check_columns(schema, text_columns, id_column)
-        miner = LabelMiner(typos=_find_typos(table, text_columns) if args.mend_typos else None)
+        typos = _find_typos(table, text_columns) if args.mend_typos else None
+        miner = LabelMiner(typos=typos)
         summary = Summary()
         with tempfile.TemporaryDirectory(dir=args.out.absolute().parent, prefix=".mine-labels-") as folder:
             with progress("mining reports", None) as advance, _refiner(args, miner) as refine:
-                for number, (assertions, rows) in enumerate(_mine(miner, table, text_columns, id_column)):
+                for number, (assertions, rows) in enumerate(_mine(table, text_columns, id_column, typos, args.jobs)):
                     assertions = refine(assertions)
                     summary.add(assertions, rows)
                     assertions.write_parquet(Path(folder) / f"assertions-{number:06}.parquet")
@@ -156,18 +166,25 @@ class Summary:
 
 
 def _mine(
-    miner: LabelMiner, table: pl.LazyFrame, text_columns: list[str], id_column: str | None
+    table: pl.LazyFrame,
+    text_columns: list[str],
+    id_column: str | None,
+    typos: dict[bytes, bytes] | None,
+    jobs: int | None,
 ) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
     """Yield batches; an empty table is one empty batch."""
     import polars as pl
 
+    from mmecg.labels.parallel import mine_in_parallel
     from mmecg.labels.report_rows import ROW_SCHEMA
     from mmecg.labels.tables import ASSERTION_SCHEMA
     from mmecg.labels.weights import load_text_evidence
 
     probability = load_text_evidence().mention_probability
     empty = True
-    for batch in miner.mine_batches(table, text_columns, id_column=id_column, probability=probability):
+    for batch in mine_in_parallel(
+        table, text_columns, id_column=id_column, probability=probability, typos=typos, jobs=jobs
+    ):
         empty = False
         yield batch
     if empty:

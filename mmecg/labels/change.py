@@ -8,7 +8,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -162,13 +162,19 @@ class SerialTable:
         """
         language, _, rest = rule.partition("/")
         if cue:
-            before, after = self.cues.get((language, normalise(cue).text.strip()), (COMPARED, COMPARED))
+            before, after = self.cues.get((language, _plain(cue)), (COMPARED, COMPARED))
             return before if stands_before else after
         named = rest.rpartition("/")[0].split("+")  # of all findings that the phrase names, the serial ones explain it
         said = [part for name in named for part in self.findings.get(name, ()) if finding in (part.id, part.of)]
         if not said:
             return COMPARED
         return said[0].change if len(said) == 1 else REPLACED
+
+
+@lru_cache(maxsize=65_536)
+def _plain(words: str) -> bytes:
+    """Return the plain form of a cue's words, of which there are few."""
+    return normalise(words).text.strip()
 
 
 @cache
@@ -184,4 +190,4 @@ def _literals(patterns: tuple[str, ...]) -> Iterator[bytes]:
     """Yield the literals of patterns in plain form."""
     for pattern in patterns:
         for text in expand(pattern):
-            yield normalise(text).text.strip()
+            yield _plain(text)

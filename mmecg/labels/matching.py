@@ -151,7 +151,10 @@ class Matcher:
 
     def _outermost(self, found: Matches) -> Ints:
         """Return the order of matches by beginning, without those inside others."""
-        order = np.lexsort((-self._length[found.pattern], -found.end, found.start))
+        span, length = (found.end - found.start).astype(np.int64), self._length[found.pattern]
+        # By beginning, then the longer span, then the longer literal; in one number, as three keys sort far slower.
+        key = (found.start * (span.max(initial=0) + 1) - span) * (int(self._length.max()) + 1) - length
+        order = np.argsort(key, kind="stable")
         end = found.end[order]
         inside = end[1:] <= np.maximum.accumulate(end)[:-1]
         picked: Ints = order[np.concatenate([[True], ~inside])[: order.size]]

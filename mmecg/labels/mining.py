@@ -21,7 +21,7 @@ from mmecg.labels.assertion import LabelAssertion, Status
 from mmecg.labels.change import load_serial_table
 from mmecg.labels.matching import Ints, Matcher, Matches
 from mmecg.labels.normalise import blank_masked, normalise
-from mmecg.labels.report_rows import check_columns, repeated_ids
+from mmecg.labels.report_rows import table_batches
 from mmecg.labels.rules import LANGUAGES, RULES_FOLDER, Kind, Role, Rules, load_rules
 from mmecg.labels.sentence import JOINED_GAP, Event
 from mmecg.labels.status import ALTERNATIVE_SCOPE, QUALIFIER_SCOPE, Resolver, Statement
@@ -172,7 +172,7 @@ class LabelMiner:
         probability: Probability | None = None,
         batch_rows: int = BATCH_ROWS,
     ) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
-        """Mine a table batch by batch.
+        """Mine a table batch by batch; :func:`mmecg.labels.parallel.mine_in_parallel` does so on all cores.
 
         Parameters
         ----------
@@ -197,21 +197,8 @@ class LabelMiner:
         InvalidInputError
             A column is not there.
         """
-        check_columns(table.collect_schema(), text_columns, id_column)
-        wanted = list(dict.fromkeys([*text_columns, *([id_column] if id_column else [])]))
-        repeated = repeated_ids(table.lazy(), id_column) if id_column else pl.Series([], dtype=pl.UInt64)
-        first_row = 0
-        for batch in table.lazy().select(wanted).collect_batches(chunk_size=batch_rows):
-            yield mine_batch(
-                self,
-                batch,
-                text_columns,
-                id_column,
-                first_row=first_row,
-                repeated=repeated,
-                probability=probability,
-            )
-            first_row += batch.height
+        for batch in table_batches(table, text_columns, id_column, batch_rows):
+            yield mine_batch(self, batch, text_columns, id_column, probability=probability)
 
     def mine_block(self, texts: Sequence[str]) -> Mined:
         """Mine many texts at once.

@@ -11,12 +11,10 @@ from mmecg.errors import InvalidInputError
 from mmecg.labels.assertion import LabelAssertion, MinedLabel, MinedReport, value_of
 from mmecg.labels.evidence import TextEvidence
 from mmecg.labels.mining import LabelMiner
+from mmecg.labels.report_rows import is_truncated
 from mmecg.labels.rules import LANGUAGES
 from mmecg.labels.vocabulary import Relation, load_vocabulary
 from mmecg.labels.weights import load_text_evidence
-
-TRUNCATED_LENGTHS = (254, 255)
-"""English reports of PTB-XL are cut near 255 characters; a text of this length without a closing stop is flagged."""
 
 
 class ReportMiner:
@@ -70,8 +68,7 @@ class ReportMiner:
         assertions = tuple(
             dataclasses.replace(one, probability=self._evidence.mention_probability(one)) for one in found
         )
-        truncated = len(text) in TRUNCATED_LENGTHS and not text.rstrip().endswith((".", "!", "?"))
-        flags = ("truncated",) if truncated else ()
+        flags = ("truncated",) if is_truncated(text) else ()
         return MinedReport(assertions, self._labels(assertions, vocabulary), flags)
 
     def _labels(self, assertions: Iterable[LabelAssertion], vocabulary: str) -> tuple[MinedLabel, ...]:

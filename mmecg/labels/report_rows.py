@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,10 +30,29 @@ FLAGS = (
 )
 """Remarks on an input row. Text that is ``not_text``, ``too_long`` or has ``control_characters`` is not mined."""
 
-_TRUNCATED = range(250, 257)
-"""Lengths at which machine reports are cut, in code points."""
+TRUNCATED_LENGTHS = range(250, 257)
+"""Lengths at which machine reports are cut, in code points; English ones of PTB-XL at 254 and 255."""
 _HINTS = "(?i)" + "|".join(map(re.escape, MASK_HINTS))
 _CONTROL = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]"
+
+
+@dataclass(frozen=True)
+class TableBatch:
+    """Successive rows of a table.
+
+    Attributes
+    ----------
+    frame : polars.DataFrame
+        The columns that are needed.
+    first_row : int
+        Number of its first row.
+    repeated : polars.Series of uint64
+        Hashes of the ids that the whole table has more than once.
+    """
+
+    frame: pl.DataFrame
+    first_row: int
+    repeated: pl.Series
 
 
 @dataclass(frozen=True)
@@ -55,6 +74,11 @@ class ReportBatch:
     raw: Mapping[int, str]
 
 
+def is_truncated(text: str) -> bool:
+    """Return whether a text was cut by the system it comes from: of such a length, and without a stop at its end."""
+    return len(text) in TRUNCATED_LENGTHS and not text.rstrip().endswith((".", "!", "?"))
+
+
 def check_columns(schema: pl.Schema, text_columns: Sequence[str], id_column: str | None) -> None:
     """Check that a table has the columns that are asked for. Raises ``InvalidInputError``."""
     wanted = [*text_columns, *([id_column] if id_column else [])]
@@ -66,35 +90,43 @@ def check_columns(schema: pl.Schema, text_columns: Sequence[str], id_column: str
         raise InvalidInputError("text columns are none or repeated, expected each once; name them", field="column")
 
 
-def repeated_ids(table: pl.LazyFrame, id_column: str) -> pl.Series:
+def _repeated_ids(table: pl.LazyFrame, id_column: str) -> pl.Series:
     """Return the hashes of the ids that a table has more than once; 8 bytes an id are held meanwhile."""
     ids = pl.col(id_column).cast(pl.String, strict=False)
     hashes = np.sort(table.select(ids.drop_nulls().hash()).collect(engine="streaming").to_series().to_numpy())
     return pl.Series(np.unique(hashes[1:][hashes[1:] == hashes[:-1]]))
 
 
-def read_batch(
-    batch: pl.DataFrame, text_columns: Sequence[str], id_column: str | None, first_row: int, repeated: pl.Series
-) -> ReportBatch:
+def table_batches(
+    table: pl.DataFrame | pl.LazyFrame, text_columns: Sequence[str], id_column: str | None, batch_rows: int
+) -> Iterator[TableBatch]:
+    """Yield a table batch by batch. Raises ``InvalidInputError`` for a column that is not there."""
+    check_columns(table.collect_schema(), text_columns, id_column)
+    wanted = list(dict.fromkeys([*text_columns, *([id_column] if id_column else [])]))
+    repeated = _repeated_ids(table.lazy(), id_column) if id_column else pl.Series([], dtype=pl.UInt64)
+    first_row = 0
+    for frame in table.lazy().select(wanted).collect_batches(chunk_size=batch_rows):
+        yield TableBatch(frame, first_row, repeated)
+        first_row += frame.height
+
+
+def read_batch(table_batch: TableBatch, text_columns: Sequence[str], id_column: str | None) -> ReportBatch:
     """Take the texts out of a batch of rows and flag what is wrong with them.
 
     Parameters
     ----------
-    batch : polars.DataFrame
+    table_batch : TableBatch
     text_columns : sequence of str
         Each field is mined on its own (``report_0`` to ``report_17`` of MIMIC-IV-ECG).
     id_column : str, optional
         Without one, the row number is the id.
-    first_row : int
-        Number of the batch's first row.
-    repeated : polars.Series of uint64
-        Hashes of the ids that the whole table has more than once (:func:`repeated_ids`).
     """
+    batch, first_row = table_batch.frame, table_batch.first_row
     numbers = pl.int_range(first_row, first_row + batch.height, eager=True)
     ids = (batch[id_column] if id_column else numbers).cast(pl.String, strict=False).alias("study_id")
     texts = pl.concat([_texts_of(batch[name]) for name in text_columns])
     rows = pl.DataFrame({"row": numbers, "study_id": ids})
-    flags = [*_flag_texts(texts), *_flag_ids(ids, repeated), _flag_empty(texts, batch.height)]
+    flags = [*_flag_texts(texts), *_flag_ids(ids, table_batch.repeated), _flag_empty(texts, batch.height)]
     readable = texts.filter(pl.col("text").is_not_null() & (pl.col("characters") <= MAX_TEXT_CHARS))
     suspects = readable.with_row_index("place").filter(
         pl.col("text").str.contains(_HINTS) | pl.col("text").str.contains("[<&]")
@@ -162,12 +194,13 @@ def _decode(value: bytes | None) -> str | None:
 
 def _flag_texts(texts: pl.DataFrame) -> list[pl.DataFrame]:
     text, characters = pl.col("text"), pl.col("characters")
-    near_limit = texts.filter(characters.is_between(_TRUNCATED[0], _TRUNCATED[-1]))
+    near_limit = texts.filter(characters.is_between(TRUNCATED_LENGTHS[0], TRUNCATED_LENGTHS[-1]) & text.is_not_null())
+    is_cut = pl.Series([is_truncated(item) for item in near_limit["text"]], dtype=pl.Boolean)
     return [
         texts.filter(text.is_null()).select("at", flag=pl.lit("not_text")),
         texts.filter(characters > MAX_TEXT_CHARS).select("at", flag=pl.lit("too_long")),
         texts.filter(text.str.contains("\ufffd", literal=True)).select("at", flag=pl.lit("encoding")),
-        near_limit.filter(~text.str.contains(r"[.!?]\s*$")).select("at", flag=pl.lit("truncated")),
+        near_limit.filter(is_cut).select("at", flag=pl.lit("truncated")),
     ]
 
 

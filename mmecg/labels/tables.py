@@ -17,7 +17,7 @@ import polars as pl
 
 from mmecg.labels.assertion import LabelAssertion, Status
 from mmecg.labels.change import load_serial_table
-from mmecg.labels.report_rows import has_control_characters, read_batch, without_control_characters
+from mmecg.labels.report_rows import TableBatch, has_control_characters, read_batch, without_control_characters
 
 if TYPE_CHECKING:
     from mmecg.labels.mining import LabelMiner, Mined
@@ -119,12 +119,10 @@ def cut(texts: pl.Series, stops: Collection[bytes]) -> Pieces:
 
 def mine_batch(
     miner: LabelMiner,
-    batch: pl.DataFrame,
+    batch: TableBatch,
     text_columns: Sequence[str],
     id_column: str | None,
     *,
-    first_row: int,
-    repeated: pl.Series,
     probability: Probability | None = None,
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Mine a batch of rows; see :func:`read_batch` and :meth:`mmecg.labels.mining.LabelMiner.mine_batches`.
@@ -134,7 +132,7 @@ def mine_batch(
     assertions, rows : polars.DataFrame
         :data:`ASSERTION_SCHEMA`, in order of row, column and text; :data:`mmecg.labels.report_rows.ROW_SCHEMA`.
     """
-    reports = read_batch(batch, text_columns, id_column, first_row, repeated)
+    reports = read_batch(batch, text_columns, id_column)
     pieces = cut(reports.texts["text"], miner.stops)
     if has_control_characters(pieces.distinct):
         reports = without_control_characters(reports)

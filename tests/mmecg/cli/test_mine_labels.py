@@ -48,6 +48,20 @@ def test_csv(run, reports, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.parquet", "reports.csv", "wide.parquet"]
 
 
+def test_several_processes(run, reports, tmp_path):
+    one, several = tmp_path / "one.parquet", tmp_path / "several.parquet"
+    assert run("mine-labels", reports, "--out", one, "--jobs", 1).code == 0
+    assert run("mine-labels", reports, "--out", several, "--jobs", 2).code == 0
+    assert pl.read_parquet(one).equals(pl.read_parquet(several))
+
+
+@pytest.mark.parametrize("jobs", ["0", "-1", "two"])
+def test_number_of_processes_that_is_none(run, reports, tmp_path, jobs):
+    outcome = run("mine-labels", reports, "--out", tmp_path / "out.parquet", f"--jobs={jobs}")
+    assert outcome.code == 2
+    assert "no number of processes" in outcome.err
+
+
 def test_parquet_with_numbered_columns_and_json(run, tmp_path):
     path, out = tmp_path / "machine.parquet", tmp_path / "out.parquet"
     columns = {f"report_{number}": ["Sinus rhythm" if number == 10 else None] for number in (10, 2)}
