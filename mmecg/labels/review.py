@@ -23,6 +23,11 @@ from mmecg.labels.assertion import LabelAssertion
 TEXT_YES, TEXT_NO = "text yes, ECG no", "text no, ECG yes"
 """The text says yes if it mentions the label without denying it; else no, silence included."""
 
+_KINDS = {
+    TEXT_YES: "the report mentions it, the ECG says no",
+    TEXT_NO: "the report does not state it, the ECG says yes",
+}
+
 
 def suspicion(given: NDArray[np.bool_], probabilities: NDArray[np.floating]) -> NDArray[np.float64]:
     """Return one minus the self-confidence of every given label, by cleanlab.
@@ -187,7 +192,8 @@ def render_page(cases: Sequence[Case], *, title: str, names: Mapping[str, str]) 
 <body><h1>{html.escape(title)}</h1>
 <p class="note">Most doubtful first. Marked: <mark class="finding own">words on this label</mark>
 <mark class="finding">words on other findings</mark> <mark class="cue">words that qualify</mark>.
-Research software, not a medical device.</p>
+Bars: how probable the label is by all words of the report (as its data set codes, so also where the label itself is not
+mentioned), by the ECG alone, and by both. Research software, not a medical device.</p>
 {body}
 </body></html>
 """
@@ -199,17 +205,29 @@ def _section(case: Case, names: Mapping[str, str]) -> str:
     figures = "".join(
         f"<tr><th>{what}</th><td>{_percent(entry[name])}</td><td><div class=bar style='width:{_percent(entry[name])}'>"
         "</div></td></tr>"
-        for what, name in (("text", "text_probability"), ("ECG", "ecg_probability"), ("both", "probability"))
+        for what, name in (("words", "text_probability"), ("ECG", "ecg_probability"), ("both", "probability"))
     )
     picture = base64.b64encode(case.picture).decode()
     drawn = f'<img alt="ECG of the study" src="data:image/png;base64,{picture}">' if picture else "<p>No ECG.</p>"
     said = highlight(case.report, case.assertions, label) or "<i>empty report</i>"
-    flag = " · confident learning: error" if entry["confident_error"] else ""
+    flag = " · <b>label error by confident learning</b>" if entry["confident_error"] else ""
+    kind = _KINDS[str(entry["kind"])]
     name = f"{html.escape(label)} <small>{html.escape(names.get(label, ''))}</small>"
     return f"""<section><h2>{entry["rank"]}. {name}</h2>
-<p class="kind">{html.escape(str(entry["kind"]))}{flag} · study {html.escape(str(entry["study_id"]))}</p>
+<p class="kind">{kind}{flag} · study {html.escape(str(entry["study_id"]))}</p>
 <div class="case"><div class="words"><p class="report">{said}</p>
-<table>{figures}</table></div>{drawn}</div></section>"""
+{_mentions(case, label)}<table>{figures}</table></div>{drawn}</div></section>"""
+
+
+def _mentions(case: Case, label: str) -> str:
+    """Return one line for each mention of the label: how the text speaks of it, and by which rule and cue."""
+    lines = []
+    for item in case.assertions:
+        if item.finding == label:
+            words = html.escape(" ".join(case.report[item.start : item.end].split()))
+            rule = html.escape(" ".join(part for part in (item.rule, item.cue) if part))
+            lines.append(f"<li>“{words}”: <b>{item.status.replace('_', ' ')}</b> <small>{rule}</small></li>")
+    return f"<ul>{''.join(lines)}</ul>\n" if lines else ""
 
 
 def _percent(value: object) -> str:
@@ -245,14 +263,15 @@ def _check(given: NDArray[np.bool_], probabilities: NDArray[np.floating]) -> Non
 
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;color:#1c2733;margin:1.5rem auto;max-width:1500px;padding:0 1rem}
-h1{font-size:1.5rem}h2{font-size:1.15rem;margin:0}small,.note,.kind{color:#66727f;font-weight:400}
-section{border-top:2px solid #1f5f99;padding:.8rem 0 1.4rem}.kind{margin:.1rem 0 .6rem}
+h1{font-size:1.5rem}h2{font-size:1.15rem;margin:0}small,.note,.kind{color:#56616d;font-weight:400}
+section{border-top:2px solid #1f5f99;padding:.8rem 0 1.4rem;break-inside:avoid}.kind{margin:.1rem 0 .6rem}
+.kind b{color:#a3263a}ul{margin:0 0 .8rem;padding-left:1.1rem}
 .case{display:grid;grid-template-columns:minmax(280px,1fr) minmax(0,2.4fr);gap:1.2rem}
 .report{white-space:pre-wrap;overflow-wrap:anywhere;background:#f4f6f8;padding:.7rem;border-radius:4px;margin:0 0 .8rem}
 mark{background:#e3ebf3;padding:.05em .15em;border-radius:3px}mark.own{background:#ffd97a}
-mark.cue{background:none;border-bottom:2px solid #d1495b;padding:0}
+mark.cue{background:none;border-bottom:2px solid #d1495b;padding:0}mark.cue.own{background:#ffd97a}
 img{max-width:100%;height:auto;border:1px solid #e3e8ed}table{border-collapse:collapse;width:100%}
-th{text-align:left;font-weight:400;width:3.5rem}td:nth-child(2){width:4rem;text-align:right;padding-right:.6rem}
+th{text-align:left;font-weight:400;width:4rem}td:nth-child(2){width:4rem;text-align:right;padding-right:.6rem}
 .bar{background:#1f5f99;height:.7em;min-width:1px;border-radius:2px}
 @media(max-width:900px){.case{grid-template-columns:1fr}}
 """

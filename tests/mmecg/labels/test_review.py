@@ -8,7 +8,7 @@ import pytest
 
 from mmecg.errors import InvalidInputError
 from mmecg.labels.assertion import LabelAssertion, Status
-from mmecg.labels.review import Case, confident_errors, disagreement_queue, highlight, render_page, suspicion
+from mmecg.labels.review import TEXT_YES, Case, confident_errors, disagreement_queue, highlight, render_page, suspicion
 
 HOSTILE = "AF <script>alert('x')</script> & \"possible\" LVH"
 
@@ -108,3 +108,16 @@ def test_the_page_loads_nothing_and_escapes_everything() -> None:
     assert "data:image/png;base64,iVBORw==" in page
     assert "12.0%" in page
     assert "agree on every label" in render_page([], title="none", names={})
+
+
+def test_the_page_says_how_the_text_speaks_of_the_label() -> None:
+    entry = {
+        "rank": 1, "study_id": "7", "label": "LVH", "kind": TEXT_YES, "confident_error": False,
+        "text_probability": 0.9, "ecg_probability": 0.05, "probability": 0.12,
+    }  # fmt: skip
+    said = (assertion("AFIB", "<script>"), assertion("LVH", "LVH", cue="possible"))
+    page = render_page([Case(entry, HOSTILE, said, b"")], title="t", names={})
+    assert re.findall("<li>.*?</li>", page) == ["<li>“LVH”: <b>possible</b> <small>en/LVH/0 en/possible</small></li>"]
+    assert "the report mentions it, the ECG says no" in page
+    hostile = render_page([Case({**entry, "label": "AFIB"}, HOSTILE, said, b"")], title="t", names={})
+    assert "<li>“&lt;script&gt;”" in hostile
