@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import chain
+from operator import itemgetter
 
 import numpy as np
 import numpy.typing as npt
@@ -83,7 +83,6 @@ class Matcher:
         spaced = [not item.open_start and bool(IS_WORD[item.text[0]]) for item in literals]
         keys = [b" " + item.text if space else item.text for item, space in zip(literals, spaced, strict=True)]
         self._automaton = BytesAhoCorasick(keys, implementation=Implementation.ContiguousNFA) if keys else None
-        self._spaced = np.array(spaced, dtype=np.int32)
         self._closed = _flags(literals, lambda item: not item.open_end and bool(IS_WORD[item.text[-1]]))
         self._open_start = _flags(literals, lambda item: item.open_start)
         self._open_end = _flags(literals, lambda item: item.open_end)
@@ -133,10 +132,10 @@ class Matcher:
     def _find(self, plain: PlainText, is_word: Flags) -> tuple[Ints, Ints, Ints]:
         """Return pattern, start and end of every match that stands on word boundaries, in any language."""
         found = self._automaton.find_matches_as_indexes(plain.text, overlapping=True) if self._automaton else []
-        table = np.fromiter(chain.from_iterable(found), dtype=np.int32, count=3 * len(found)).reshape(-1, 3)
-        table = table[~(self._closed[table[:, 0]] & is_word[table[:, 2]])]
-        pattern, start, end = table.T.copy()
-        start += self._spaced[pattern]
+        pattern, end = (np.fromiter(map(itemgetter(at), found), dtype=np.int32, count=len(found)) for at in (0, 2))
+        whole = ~(self._closed[pattern] & is_word[end])
+        pattern, end = pattern[whole], end[whole]
+        start = end - self._length[pattern]
         for opened, edge, step in ((self._open_start[pattern], start, -1), (self._open_end[pattern], end, 1)):
             if opened.any():
                 edge[opened] = _extend(is_word, edge[opened], step)

@@ -55,6 +55,7 @@ ASSERTION_SCHEMA = pl.Schema(
 """Columns of a table of assertions, as the README of this folder describes them."""
 
 _QUALIFIERS = ("location", "age", "degree")
+_NUMBERED = ("finding", "rule", "statement")
 _CUE_SPAN = ("cue_start", "cue_end")
 _SAID = ("status", "cue", *_QUALIFIERS, "age_status", "cause_status", "language", "needs_prior", "alternatives")
 _SAID_SCHEMA = {name: ASSERTION_SCHEMA[name] for name in _SAID}
@@ -145,7 +146,7 @@ def mine_batch(
     source = np.arange(int(times.sum())) + np.repeat(begin[pieces.which] - before, times)
     text, offset = np.repeat(pieces.text, times), np.repeat(pieces.offset, times).astype(np.int32)
     at = reports.texts["at"].gather(text)
-    found = said.drop("piece")[source].with_columns(
+    found = _name(miner, said.drop("piece")[source]).with_columns(
         reports.rows["row"].gather(at),
         reports.rows["study_id"].gather(at),
         reports.texts["column"].gather(text),
@@ -194,7 +195,21 @@ def _mine_pieces(miner: LabelMiner, pieces: list[str]) -> Iterator[tuple[list[st
 def _say(
     miner: LabelMiner, pieces: list[str], first: int, mined: Mined, probability: Probability | None
 ) -> pl.DataFrame:
-    """Return what was mined from a block of pieces as a table; offsets count from the piece's beginning."""
+    """Return what was mined from a block of pieces as a table of numbers; offsets count from the piece's beginning."""
+    spans = zip(mined.text.tolist(), mined.start.tolist(), mined.end.tolist(), strict=True)
+    return pl.DataFrame(
+        [
+            pl.Series("piece", mined.text.astype(np.int64) + first),
+            *(pl.Series(name, getattr(mined, name)) for name in (*_NUMBERED, "start", "end", *_CUE_SPAN)),
+            pl.Series("evidence", [pieces[text][start:end] for text, start, end in spans], dtype=pl.String),
+            pl.Series("probability", _probabilities(miner, mined, probability), dtype=pl.Float64),
+            _changes(miner, pieces, mined),
+        ]
+    )
+
+
+def _name(miner: LabelMiner, found: pl.DataFrame) -> pl.DataFrame:
+    """Return assertions with names in place of the miner's numbers (:data:`_NUMBERED`)."""
     statements = miner.statements
     said = pl.DataFrame(
         {
@@ -209,15 +224,10 @@ def _say(
         },
         schema=_SAID_SCHEMA,
     )
-    spans = zip(mined.text.tolist(), mined.start.tolist(), mined.end.tolist(), strict=True)
-    return said[mined.statement].with_columns(
-        pl.Series("piece", mined.text.astype(np.int64) + first),
-        pl.Series("finding", miner.findings, dtype=pl.String).gather(mined.finding),
-        pl.Series("rule", miner.rules, dtype=pl.String).gather(mined.rule),
-        pl.Series("evidence", [pieces[text][start:end] for text, start, end in spans], dtype=pl.String),
-        *(pl.Series(name, getattr(mined, name)) for name in ("start", "end", *_CUE_SPAN)),
-        pl.Series("probability", _probabilities(miner, mined, probability), dtype=pl.Float64),
-        _changes(miner, pieces, mined),
+    return found.drop("statement").with_columns(
+        pl.Series("finding", miner.findings, dtype=pl.String).gather(found["finding"]),
+        pl.Series("rule", miner.rules, dtype=pl.String).gather(found["rule"]),
+        *said[found["statement"]],
     )
 
 
