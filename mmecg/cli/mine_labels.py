@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _ID_COLUMNS = ("study_id", "ecg_id")
 _NOT_MINED = ("not_text", "too_long", "control_characters")
 _VOCABULARIES = {"scp": "scp", "snomed": "snomed", "ecgfounder": "ecgfounder", "ecg-fm": "ecg_fm"}
+_DOUBT = ("probable", "possible", "cannot_rule_out", "alternative")
 _SHOWN_FINDINGS = 40
 
 _EXAMPLES = """\
@@ -151,18 +152,22 @@ class Summary:
             findings = {name: dict(found) for name, found in ordered.items()}
             print_json({**counts, "flags": dict(sorted(self.flags.items())), **serial, "findings": findings})
             return
-        lines = [
-            [name, str(found.total()), str(found["present"]), str(found["negated"])]
-            for name, found in list(ordered.items())[:_SHOWN_FINDINGS]
-        ]
+        lines = [[name, *self._counts(found)] for name, found in list(ordered.items())[:_SHOWN_FINDINGS]]
         title = f"{args.out}: {self.assertions} assertions in {self.with_assertions} of {self.rows} rows"
-        print_table(title, ["finding", "assertions>", "present>", "negated>"], lines)
+        print_table(title, ["finding", "assertions>", "present>", "in doubt>", "negated>", "other>"], lines)
         if len(ordered) > _SHOWN_FINDINGS:
             note(f"and {len(ordered) - _SHOWN_FINDINGS} more findings")
         for name, count in sorted(self.flags.items()):
             note(f"{count} rows flagged {name}")
         for name, count in sorted(self.serial.items()):
             note(f"{count} serial statements: {name}")
+
+    @staticmethod
+    def _counts(found: Counter[str]) -> list[str]:
+        """Return all mentions, then present, in doubt, negated, other (historical, conditional, serial)."""
+        doubt = sum(found[status] for status in _DOUBT)
+        sure = found["present"], doubt, found["negated"]
+        return [str(count) for count in (found.total(), *sure, found.total() - sum(sure))]
 
 
 def _mine(
@@ -255,9 +260,11 @@ def _reading(path: Path) -> Iterator[None]:
             f"table {path.name} is empty, expected a line of column names; check the file"
         ) from None
     except (pl.exceptions.ComputeError, pl.exceptions.ColumnNotFoundError) as error:
-        kind = "Parquet" if path.name.lower().endswith(".parquet") else "CSV"
+        kind, advice = "CSV", "look for text with commas but without quotation marks, or marks that are not closed"
+        if path.name.lower().endswith(".parquet"):
+            kind, advice = "Parquet", "check the file"
         raise InvalidInputError(
-            f"table {path.name} cannot be read ({type(error).__name__}), expected a {kind} table; check the file"
+            f"table {path.name} cannot be read ({type(error).__name__}), expected a {kind} table; {advice}"
         ) from error
 
 
@@ -270,9 +277,15 @@ def _text_columns(columns: list[str]) -> list[str]:
     numbered = {int(found[1]): name for name in columns if (found := re.fullmatch(r"report_(\d+)", name))}
     if not numbered:
         known = ", ".join(columns[:20])
-        raise InvalidInputError(
-            f"table has no column report or report_0, found {known}; name the text with --text-column", field="column"
-        )
+        if not known.isprintable() or "\ufffd" in known:
+            raise InvalidInputError(
+                "table does not begin with a line of UTF-8 text, expected column names; convert it to UTF-8",
+                field="table",
+            )
+        advice = "name the text with --text-column"
+        if len(columns) == 1 and (";" in known or "\t" in known):
+            advice = "separate the columns by commas"
+        raise InvalidInputError(f"table has no column report or report_0, found {known}; {advice}", field="column")
     return [numbered[number] for number in sorted(numbered)]
 
 

@@ -90,6 +90,15 @@ def test_codes_of_another_system(run, reports, tmp_path, vocabulary, code):
     assert pl.read_parquet(wide)[code].to_list() == [None, False, None, None, True]
 
 
+def test_summary_says_how_mentions_are_spread(run, tmp_path):
+    path = tmp_path / "a.csv"
+    texts = ["possible lvh", "lvh", "no lvh", "history of lvh"]
+    pl.DataFrame({"report": texts}).write_csv(path)
+    outcome = run("mine-labels", path, "--out", tmp_path / "out.parquet")
+    (line,) = (line.split() for line in outcome.out.splitlines() if line.split()[:1] == ["LVH"])
+    assert line == ["LVH", "4", "1", "1", "1", "1"]
+
+
 def test_gzip_other_columns_and_no_ids(run, tmp_path):
     path, out = tmp_path / "notes.csv.gz", tmp_path / "out.parquet"
     path.write_bytes(gzip.compress(b"note,extra\nsinus rhythm,1\nflutter,2\n"))
@@ -163,10 +172,13 @@ def test_summary_counts_serial_statements(run, corpus, tmp_path):
 BAD_FILES = {
     "missing.csv": (None, "No such file"),
     "empty.csv": (b"", "is empty"),
-    "binary.csv": (bytes(range(256)) * 8, "no column report"),
+    "binary.csv": (bytes(range(256)) * 8, "convert it to UTF-8"),
+    "utf16.csv": ("study_id,report\n1,a\n".encode("utf-16"), "convert it to UTF-8"),
+    "semicolons.csv": (b"study_id;report\n1;a\n", "found study_id;report; separate the columns by commas"),
+    "quote.csv": (b'study_id,report\n1,"a\n2,b\n', "not closed"),
     "reports.txt": (b"report\nx\n", "unknown ending"),
     "fake.parquet": (b"PAR1 this is none", "cannot be read"),
-    "ragged.csv": (b"study_id,report\n1,a,b,c,d\n", "cannot be read"),
+    "ragged.csv": (b"study_id,report\n1,a,b,c,d\n", "text with commas but without quotation marks"),
     "columns.csv": (b"a,b\n1,2\n", "found a, b; name the text with --text-column"),
 }
 
@@ -179,6 +191,7 @@ def test_bad_files(run, tmp_path, name):
     outcome = run("mine-labels", tmp_path / name, "--out", tmp_path / "out.parquet")
     assert outcome.code == 2
     assert message in outcome.error
+    assert outcome.error.isprintable()
     assert not (tmp_path / "out.parquet").exists()
     assert not list(tmp_path.glob(".mine-labels-*"))
 
