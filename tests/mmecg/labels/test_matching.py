@@ -1,4 +1,8 @@
+import re
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mmecg.labels.matching import Matcher
 from mmecg.labels.normalise import normalise
@@ -93,3 +97,34 @@ def test_separators_are_events_of_their_language_only() -> None:
 def test_sentences_without_a_finding_leave_nothing() -> None:
     matcher = build("flutter", cue=[{"id": "no", "status": "negated", "patterns": ["no"]}])
     assert found(matcher, "no. no flutter. no") == ["no", "flutter"]
+
+
+ORACLE_PATTERNS = ["ab", "ab c", "c", "b c ab", "c ab c", "bc*", "*ca", "*cb*", "?", "c ?"]
+ORACLE = build(*ORACLE_PATTERNS)
+
+
+def slow_matches(plain: bytes) -> list[tuple[int, int]]:
+    """Return the spans of every pattern on word boundaries, without those inside others, one pattern at a time."""
+    spans: set[tuple[int, int]] = set()
+    for pattern in ORACLE_PATTERNS:
+        text = re.escape(pattern.strip("*")).encode()
+        before = rb"[a-z]*" if pattern.startswith("*") else rb"(?<![a-z])" if pattern[0].isalpha() else rb""
+        after = rb"[a-z]*" if pattern.endswith("*") else rb"(?![a-z])" if pattern[-1].isalpha() else rb""
+        for begin in range(len(plain)):
+            if pattern[0] == "*" and begin and plain[begin - 1 : begin].isalpha():
+                continue
+            if hit := re.compile(before + text + after).match(plain, begin):
+                spans.add(hit.span())
+    return sorted(
+        span
+        for span in spans
+        if not any(other != span and other[0] <= span[0] and span[1] <= other[1] for other in spans)
+    )
+
+
+@given(st.lists(st.sampled_from(["ab", "c", "b", "bc", "ca", "bca", "acba", "bcb", "?", " ?", "x"]), max_size=14))
+def test_matches_are_those_of_a_slow_search(words: list[str]) -> None:
+    raw = " ".join(words)
+    plain = normalise(raw)
+    matches = ORACLE.match(plain, raw)
+    assert list(zip(matches.start.tolist(), matches.end.tolist(), strict=True)) == slow_matches(plain.text)
