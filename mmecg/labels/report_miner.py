@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import threading
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -11,10 +12,13 @@ from mmecg.errors import InvalidInputError
 from mmecg.labels.assertion import LabelAssertion, MinedLabel, MinedReport, value_of
 from mmecg.labels.evidence import TextEvidence
 from mmecg.labels.mining import LabelMiner
+from mmecg.labels.normalise import MARKUP
 from mmecg.labels.report_rows import is_truncated
 from mmecg.labels.rules import LANGUAGES
 from mmecg.labels.vocabulary import Relation, load_vocabulary
 from mmecg.labels.weights import load_text_evidence
+
+_FLAGS = {"empty": r"\A\s*\Z", "encoding": "\ufffd", "markup": MARKUP, "gold_codes": r"(?i)\bedit\s*:"}
 
 
 class ReportMiner:
@@ -68,8 +72,7 @@ class ReportMiner:
         assertions = tuple(
             dataclasses.replace(one, probability=self._evidence.mention_probability(one)) for one in found
         )
-        flags = ("truncated",) if is_truncated(text) else ()
-        return MinedReport(assertions, self._labels(assertions, vocabulary), flags)
+        return MinedReport(assertions, self._labels(assertions, vocabulary), _flags(text))
 
     def _labels(self, assertions: Iterable[LabelAssertion], vocabulary: str) -> tuple[MinedLabel, ...]:
         """Return one label a finding, or the codes that follow from the findings; the most certain says it."""
@@ -107,6 +110,12 @@ class ReportMiner:
         if label.value is False:
             rows = tuple(row for row in rows if row.relation is Relation.EXACT)
         return [dataclasses.replace(label, code=row.code) for row in rows]
+
+
+def _flags(text: str) -> tuple[str, ...]:
+    """Return the remarks that a row of a table with this text would get (:mod:`mmecg.labels.report_rows`)."""
+    found = [name for name, pattern in _FLAGS.items() if re.search(pattern, text)]
+    return tuple(sorted([*found, *(["truncated"] if is_truncated(text) else [])]))
 
 
 def _rank(label: MinedLabel) -> tuple[bool, float, bool]:
