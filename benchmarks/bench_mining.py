@@ -2,8 +2,9 @@
 
     POLARS_MAX_THREADS=1 python benchmarks/bench_mining.py [--peer-python ENV/bin/python] [--count 10000000]
 
-The reports are made of phrases and cues of the English rules and of filler words, four to five statements each. *Cached*:
-statements come from a pool of 3,800. *Uncached*: each statement holds a number of its own, so that no two are equal.
+The reports are made of phrases and cues of the English rules and of filler words, four to five statements each.
+*Cached*: statements come from a pool of 3,800. *Uncached*: each statement holds a number of its own, so that no two are
+equal.
 Figures are CPU time from a table of reports to one of assertions, and from lists of texts to columns of numbers.
 
 The peer is medspaCy's target matcher and ConText with its own rules, with a sentencizer instead of PyRuSH (which is ten
