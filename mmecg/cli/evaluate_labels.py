@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +71,14 @@ def _print(args: argparse.Namespace, evaluation: Evaluation) -> None:
         print_json(evaluation.metrics())
         return
     columns = [COLUMNS[0], *(f"{name}>" for name in COLUMNS[1:])]
-    print_table(f"fold {args.fold}, results in {args.out}", columns, label_cells(evaluation.rows))
+    computed = [row for row in evaluation.rows if math.isfinite(row.value)]
+    print_table(f"fold {args.fold}, results in {args.out}", columns, label_cells(computed))
+    missing: dict[str, list[str]] = {}
+    for row in evaluation.rows:
+        if not math.isfinite(row.value):
+            missing.setdefault(str(row.extra.get("reason", "undefined")), []).append(row.key)
+    for reason, keys in missing.items():
+        note(f"not computed: {', '.join(keys)}: {reason}")
 
 
 def _positive(text: str) -> int:

@@ -42,6 +42,15 @@ def test_evaluate_labels_writes_its_files_and_names_what_is_missing(folder: Path
     assert "| text/macro_f1_20 |" in (out / "report.md").read_text()
 
 
+def test_evaluate_labels_says_once_why_rows_are_missing(folder: Path, run: Callable) -> None:
+    done = run("evaluate-labels", "--data", folder, "--fold", 9, "--out", folder / "out", "--resamples", 10)
+    assert "text/macro_f1_20" in done.out
+    assert "text_ecg/macro_f1_20" not in done.out
+    (line,) = (line for line in done.err.splitlines() if "text_ecg/macro_f1_20" in line)
+    assert "disagreement/precision_at_100" in line
+    assert line.count("expected records100/") == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
