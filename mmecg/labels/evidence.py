@@ -70,11 +70,13 @@ class TextEvidence:
         """Return the probability of every label from each report's assertions: float64, shape (n, labels)."""
         return expit(self.log_odds(reports))
 
-    def mention_probability(self, assertion: LabelAssertion) -> float:
-        """Return how often a finding is gold where a report speaks of it in this way.
+    def mention_probability(self, assertion: LabelAssertion) -> float | None:
+        """Return how often a finding is gold where a report speaks of it in this way; None for one without gold.
 
-        A finding without gold of its own has the rate of its status over all findings.
+        A way of speaking that no training report used has the rate of the next more general one that some did.
         """
+        if assertion.finding not in self.labels:
+            return None
         return next(self.mentions[way] for way in (*_ways(assertion), "") if way in self.mentions)
 
 

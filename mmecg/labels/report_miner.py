@@ -6,7 +6,7 @@ import dataclasses
 import re
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from mmecg.errors import InvalidInputError
 from mmecg.labels.assertion import LabelAssertion, MinedLabel, MinedReport, value_of
@@ -80,9 +80,10 @@ class ReportMiner:
         mentions: dict[str, list[LabelAssertion]] = defaultdict(list)
         for assertion in said:
             mentions[assertion.finding].append(assertion)
-        probability = self._probabilities(said, mentions)
+        # Of the whole text; None for a finding without gold.
+        probability = dict(zip(self._evidence.labels, self._evidence.probabilities([said])[0].tolist(), strict=True))
         labels = [
-            MinedLabel(finding, finding, value_of(one.status for one in ones), probability[finding])
+            MinedLabel(finding, finding, value_of(one.status for one in ones), probability.get(finding))
             for finding, ones in mentions.items()
         ]
         if vocabulary:
@@ -93,16 +94,6 @@ class ReportMiner:
             if held is None or _rank(label) > _rank(held):
                 best[label.code] = label
         return tuple(best.values())
-
-    def _probabilities(
-        self, said: tuple[LabelAssertion, ...], mentions: Mapping[str, list[LabelAssertion]]
-    ) -> dict[str, float | None]:
-        """Return that of the whole text where one was learnt for the label, else that of the surest mention."""
-        of_text = dict(zip(self._evidence.labels, self._evidence.probabilities([said])[0].tolist(), strict=True))
-        return {
-            finding: of_text.get(finding, max(one.probability or 0.0 for one in ones))
-            for finding, ones in mentions.items()
-        }
 
     def _translate(self, label: MinedLabel, vocabulary: str) -> list[MinedLabel]:
         """Return the codes of a system that share the label's fate; one that is denied denies its exact codes only."""

@@ -76,11 +76,11 @@ def test_a_rare_way_of_speaking_is_drawn_to_its_parent() -> None:
     assert parent < 0.25
 
 
-def test_a_mention_without_gold_has_the_rate_of_its_status() -> None:
+def test_a_finding_without_gold_has_no_probability_a_new_way_of_speaking_that_of_all() -> None:
     reports, gold, groups = corpus()
     evidence = fit_text_evidence(reports, gold, LABELS, groups).evidence
-    assert evidence.mention_probability(say("AXIS_LEFT")) == evidence.mentions["present"]
-    assert evidence.mention_probability(say("AXIS_LEFT", Status.HISTORICAL)) == evidence.mentions[""]
+    assert evidence.mention_probability(say("AXIS_LEFT")) is None
+    assert evidence.mention_probability(say("IMI", Status.HISTORICAL)) == evidence.mentions[""]
 
 
 def test_features_say_nothing_of_raw_words_and_an_empty_report_has_its_own() -> None:

@@ -172,3 +172,12 @@ def test_an_unknown_cause_denies_nothing():
     said = {(item.finding, item.status) for item in LabelMiner().mine(text)}
     assert ("SBRAD", Status.NEGATED) not in said
     assert ("SBRAD", Status.PRESENT) in said
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["förmaksflimmer ej längre påvisbart", "förmaksflimmer inte längre", "ej längre förmaksflimmer"],
+)
+def test_what_is_no_longer_there_in_swedish_is_serial(text):
+    (said,) = LabelMiner().mine(text)
+    assert (said.finding, said.status, said.change) == ("AFIB", Status.SERIAL, "disappeared")
