@@ -15,8 +15,14 @@ from mmecg.errors import ReportError
 MAX_TEXT_CHARS = 20_000
 """Longest accepted report or note; discharge summaries rarely pass 15,000 characters."""
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-_EDIT_TAIL = re.compile(r"\bedit\s*:.*\Z", re.IGNORECASE | re.DOTALL)
+CONTROL = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]"
+"""Control characters that no report or note may have."""
+
+GOLD_CODES = r"(?i)\bedit\s*:"
+"""Where the gold codes of a PTB-XL record begin in its report."""
+
+_CONTROL = re.compile(CONTROL)
+_EDIT_TAIL = re.compile(GOLD_CODES + r".*\Z", re.DOTALL)
 _BOILERPLATE = re.compile(
     r"\b\d\.\d\d\s+unbest[äÄa]e?tigter\s+(?:ekg-)?bericht\b"  # software version + "unconfirmed report"
     r"|\bunbest[äÄa]e?tigter\s+(?:ekg-)?bericht\b"

@@ -16,14 +16,14 @@ SOURCES = {"mmecg": ".", "mmecg_index": "index", "mmecg_server": "server", "mmec
 # mmecg.cli and mmecg.client stand at the edge: the one starts the engine and the server, the other speaks gRPC.
 BASE = {"errors"}
 VALUES = BASE | {"ecg", "vitals", "report", "config"}
-DOMAIN = VALUES | {"study", "embedding", "quality"}
+DOMAIN = VALUES | {"study", "embedding", "quality", "neighbours"}
 MODELS = DOMAIN | {"search", "datasets", "modeling", "labels", "encoders", "prompts"}
 LIBRARY = MODELS | {"assets", "bundle", "retriever", "prediction", "plotting"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "assets": set(),
     **dict.fromkeys(("ecg", "vitals", "report", "config"), VALUES),
-    **dict.fromkeys(("study", "embedding", "quality"), DOMAIN),
+    **dict.fromkeys(("study", "embedding", "quality", "neighbours"), DOMAIN),
     **dict.fromkeys(("search", "datasets", "modeling", "labels", "encoders", "plotting"), MODELS),
     **dict.fromkeys(("bundle", "retriever", "prediction"), LIBRARY | {"training"}),
     **dict.fromkeys(("training", "evaluation"), LIBRARY | {"training", "evaluation"}),

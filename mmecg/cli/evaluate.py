@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmecg.cli.inputs import positive_int
+
 if TYPE_CHECKING:
     from mmecg.bundle import Bundle
     from mmecg.evaluation.cohort import Progress
@@ -41,7 +43,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the results; made if missing")
     parser.add_argument("--bundle", type=Path, help="model bundle; default the one that ships with mmecg")
     parser.add_argument("--train-data", type=Path, help="PTB-XL folder with the training folds; default --data")
-    parser.add_argument("--resamples", type=_positive, default=1000, help="bootstrap resamples (1000)")
+    parser.add_argument("--resamples", type=positive_int, default=1000, help="bootstrap resamples (1000)")
     parser.add_argument("--seed", type=int, default=0, help="of resampling, inner split and random encoder (0)")
     parser.add_argument("--json", action="store_true", help="print the content of metrics.json")
     parser.set_defaults(run=run)
@@ -111,10 +113,3 @@ def progress_bar() -> Iterator[Progress]:
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("starting", total=None)
         yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not positive")
-    return value

@@ -7,6 +7,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmecg.cli.inputs import positive_int
+
 if TYPE_CHECKING:
     from mmecg.evaluation.results import Evaluation
 
@@ -34,7 +36,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--fold", type=int, required=True, help="value of strat_fold to test on")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results; made if missing")
     parser.add_argument("--bundle", type=Path, help="the bundle that the weights belong to; default the shipped one")
-    parser.add_argument("--resamples", type=_positive, default=1000, help="bootstrap resamples (1000)")
+    parser.add_argument("--resamples", type=positive_int, default=1000, help="bootstrap resamples (1000)")
     parser.add_argument("--seed", type=int, default=0, help="of resampling, draws and flips (0)")
     parser.add_argument("--json", action="store_true", help="print the content of metrics.json")
     parser.set_defaults(run=run)
@@ -79,10 +81,3 @@ def _print(args: argparse.Namespace, evaluation: Evaluation) -> None:
             missing.setdefault(str(row.extra.get("reason", "undefined")), []).append(row.key)
     for reason, keys in missing.items():
         note(f"not computed: {', '.join(keys)}: {reason}")
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not positive")
-    return value

@@ -29,6 +29,14 @@ if TYPE_CHECKING:
     from mmecg.study import Study
 
 
+def positive_int(text: str) -> int:
+    """Parse an argument that counts something; for ``argparse``."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not positive")
+    return value
+
+
 class StudySource(Protocol):
     """Studies that are read while you iterate; ``report`` says afterwards which records were skipped."""
 

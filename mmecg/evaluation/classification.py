@@ -15,11 +15,11 @@ from mmecg.evaluation.bootstrap import bootstrap_auroc, interval, mean_of_labels
 from mmecg.evaluation.cohort import Cohort
 from mmecg.evaluation.labels import TASKS, LabelTask
 from mmecg.evaluation.metrics import MIN_POSITIVES, auprc, auroc, eligible, macro
-from mmecg.evaluation.neighbours import knn_scores
 from mmecg.evaluation.probe import fit_probe
 from mmecg.evaluation.prompts import PromptEmbeddings
 from mmecg.evaluation.results import Row
 from mmecg.evaluation.setting import Setting
+from mmecg.neighbours import knn_scores
 
 CHANCE = 0.5
 """AUROC of the prevalence baseline: a constant score."""

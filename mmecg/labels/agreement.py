@@ -27,15 +27,12 @@ from numpy.typing import NDArray
 
 from mmecg.errors import ConfigError, InvalidInputError
 from mmecg.labels.logistic import cross_entropy, expected_f1_thresholds, expit, logit
+from mmecg.neighbours import knn_scores
 
 ECG_CHANNELS: tuple[str, ...] = ("probe", "votes", "zero_shot")
 CHANNELS: tuple[str, ...] = ("text", *ECG_CHANNELS)
-NEIGHBOURS = 50
-VOTE_TEMPERATURE = 0.05
-"""A neighbour's vote is proportional to ``exp(cosine / 0.05)``, as in :mod:`mmecg.evaluation.neighbours`."""
 
 _CLIP = 10.0
-_BLOCK = 512
 _VOTE_FLOOR = 0.003
 _INT8 = 127.0
 
@@ -98,7 +95,7 @@ class EcgReader:
 def vote(
     queries: NDArray[np.float32], corpus: NDArray[np.float32], corpus_labels: NDArray[np.floating] | NDArray[np.bool_]
 ) -> NDArray[np.float32]:
-    """Return the log-odds of the votes of the 50 nearest corpus entries for every label.
+    """Return the log-odds of the votes of the nearest corpus entries for every label; see :func:`knn_scores`.
 
     Parameters
     ----------
@@ -111,18 +108,8 @@ def vote(
     -------
     float32, shape (queries, labels)
     """
-    k = min(NEIGHBOURS, len(corpus))
-    labels = np.asarray(corpus_labels, np.float32)
-    found = np.empty((len(queries), labels.shape[1]), np.float32)
-    for start in range(0, len(queries), _BLOCK):
-        similarity = queries[start : start + _BLOCK] @ corpus.T
-        nearest = np.argpartition(similarity, len(corpus) - k, axis=1)[:, len(corpus) - k :]
-        closeness = np.take_along_axis(similarity, nearest, axis=1)
-        votes = np.exp((closeness - closeness.max(axis=1, keepdims=True)) / VOTE_TEMPERATURE)
-        votes /= votes.sum(axis=1, keepdims=True)
-        share = np.einsum("qk,qkl->ql", votes, labels[nearest])
-        found[start : start + _BLOCK] = logit((share + _VOTE_FLOOR) / (1 + 2 * _VOTE_FLOOR))
-    return found
+    share = knn_scores(queries, corpus, corpus_labels)
+    return logit((share + _VOTE_FLOOR) / (1 + 2 * _VOTE_FLOOR)).astype(np.float32)
 
 
 @dataclass(frozen=True)

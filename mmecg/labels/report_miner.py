@@ -12,13 +12,12 @@ from mmecg.errors import InvalidInputError
 from mmecg.labels.assertion import LabelAssertion, MinedLabel, MinedReport, value_of
 from mmecg.labels.evidence import TextEvidence
 from mmecg.labels.mining import LabelMiner
-from mmecg.labels.normalise import MARKUP
-from mmecg.labels.report_rows import is_truncated
+from mmecg.labels.report_rows import SUSPECTS, is_truncated
 from mmecg.labels.rules import LANGUAGES
 from mmecg.labels.vocabulary import Relation, load_vocabulary
 from mmecg.labels.weights import load_text_evidence
 
-_FLAGS = {"empty": r"\A\s*\Z", "encoding": "\ufffd", "markup": MARKUP, "gold_codes": r"(?i)\bedit\s*:"}
+_FLAGS = {"empty": r"\A\s*\Z", "encoding": "\ufffd", **SUSPECTS}
 
 
 class ReportMiner:

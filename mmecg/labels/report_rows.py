@@ -11,7 +11,7 @@ import polars as pl
 
 from mmecg.errors import InvalidInputError
 from mmecg.labels.normalise import MARKUP, blank_masked
-from mmecg.report import MASK_HINTS, MAX_TEXT_CHARS
+from mmecg.report import CONTROL, GOLD_CODES, MASK_HINTS, MAX_TEXT_CHARS
 
 ROW_SCHEMA = pl.Schema({"row": pl.Int64(), "study_id": pl.String(), "flags": pl.List(pl.String)})
 """Columns of a table of rows: one for each input row, whatever it holds."""
@@ -32,8 +32,10 @@ FLAGS = (
 
 TRUNCATED_LENGTHS = range(250, 257)
 """Lengths at which machine reports are cut, in code points; English ones of PTB-XL at 254 and 255."""
+SUSPECTS = {"markup": MARKUP, "gold_codes": GOLD_CODES}
+"""Flags that a pattern decides."""
+
 _HINTS = "(?i)" + "|".join(map(re.escape, MASK_HINTS))
-_CONTROL = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]"
 
 
 @dataclass(frozen=True)
@@ -142,12 +144,12 @@ def read_batch(table_batch: TableBatch, text_columns: Sequence[str], id_column: 
 
 def has_control_characters(texts: Sequence[str]) -> bool:
     """Return whether a text holds control characters."""
-    return bool(pl.Series(texts, dtype=pl.String).str.contains(_CONTROL).any())
+    return bool(pl.Series(texts, dtype=pl.String).str.contains(CONTROL).any())
 
 
 def without_control_characters(reports: ReportBatch) -> ReportBatch:
     """Return the batch without texts that hold control characters; their rows are flagged."""
-    bad = reports.texts["text"].str.contains(_CONTROL)
+    bad = reports.texts["text"].str.contains(CONTROL)
     flagged = reports.texts.filter(bad).select("at", flag=pl.lit("control_characters"))
     place = {old: new for new, old in enumerate((~bad).arg_true().to_list())}
     raw = {place[at]: text for at, text in reports.raw.items() if at in place}
@@ -205,10 +207,9 @@ def _flag_texts(texts: pl.DataFrame) -> list[pl.DataFrame]:
 
 
 def _flag_suspects(texts: pl.DataFrame) -> list[pl.DataFrame]:
-    tests = {"markup": MARKUP, "gold_codes": r"(?i)\bedit\s*:"}
     return [
         texts.filter(pl.col("text").str.contains(pattern)).select("at", flag=pl.lit(name))
-        for name, pattern in tests.items()
+        for name, pattern in SUSPECTS.items()
     ]
 
 

@@ -7,11 +7,11 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from mmecg.errors import ConfigError, InvalidInputError
-from mmecg.evaluation.neighbours import knn_scores
 from mmecg.labels.agreement import EcgReader, Ridge, fit_stack, vote
 from mmecg.labels.few_gold import fit_few_gold
 from mmecg.labels.logistic import expit, logit
 from mmecg.labels.weights import Agreement, load_agreement, load_text_evidence, read_agreement, save_agreement
+from mmecg.neighbours import knn_scores
 
 LABELS = ("A", "B", "C")
 

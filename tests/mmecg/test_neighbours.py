@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mmecg.embedding import normalise
-from mmecg.evaluation.neighbours import VOTE_TEMPERATURE, knn_scores
+from mmecg.neighbours import VOTE_TEMPERATURE, knn_scores
 
 
 def test_votes_equal_the_obvious_loop() -> None:

@@ -15,7 +15,7 @@ _BLOCK = 512
 def knn_scores(
     queries: NDArray[np.float32],
     corpus: NDArray[np.float32],
-    corpus_labels: NDArray[np.bool_],
+    corpus_labels: NDArray[np.bool_] | NDArray[np.floating],
     *,
     k: int = NEIGHBOURS,
 ) -> NDArray[np.float64]:
@@ -25,7 +25,8 @@ def knn_scores(
     ----------
     queries : float32, shape (queries, dim), unit norm
     corpus : float32, shape (corpus, dim), unit norm
-    corpus_labels : bool, shape (corpus, labels)
+    corpus_labels : bool or floating, shape (corpus, labels)
+        Gold, or the probabilities of mined labels.
     k : int
 
     Returns
