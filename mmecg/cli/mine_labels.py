@@ -77,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
     from mmecg.cli.output import check_new, progress
     from mmecg.labels.mining import LabelMiner
     from mmecg.labels.report_rows import check_columns
+    from mmecg.labels.wide import wide_table
 
     for path, what in ((args.out, "assertions"), (args.wide, "wide table")):
         if path is not None:
@@ -89,15 +90,17 @@ def run(args: argparse.Namespace) -> int:
         check_columns(schema, text_columns, id_column)
         typos = _find_typos(table, text_columns) if args.mend_typos else None
         miner = LabelMiner(typos=typos)
+        codes = _codes(args, miner)
         summary = Summary()
         with tempfile.TemporaryDirectory(dir=args.out.absolute().parent, prefix=".mine-labels-") as folder:
-            with progress("mining reports", None) as advance, _refiner(args, miner) as refine:
+            with progress("mining reports", None) as advance, _refiner(args, miner, codes) as refine:
                 for number, (assertions, rows) in enumerate(_mine(table, text_columns, id_column, typos, args.jobs)):
                     assertions = refine(assertions)
                     summary.add(assertions, rows)
                     assertions.write_parquet(Path(folder) / f"assertions-{number:06}.parquet")
                     if args.wide:
-                        _widen(args, miner, assertions, rows).write_parquet(Path(folder) / f"wide-{number:06}.parquet")
+                        names = miner.findings if codes is None else codes["code"].unique().sort().to_list()
+                        wide_table(assertions, rows, names).write_parquet(Path(folder) / f"wide-{number:06}.parquet")
                     advance(rows.height)
             _join(folder, "assertions", args.out)
             if args.wide:
@@ -196,19 +199,27 @@ def _mine(
         yield pl.DataFrame(schema=ASSERTION_SCHEMA), pl.DataFrame(schema=ROW_SCHEMA)
 
 
+def _codes(args: argparse.Namespace, miner: LabelMiner) -> pl.DataFrame | None:
+    """Return the codes of the system that was asked for, if one was."""
+    from mmecg.labels.vocabulary import load_vocabulary
+    from mmecg.labels.wide import codes_of
+
+    if args.vocabulary is None:
+        return None
+    return codes_of(load_vocabulary(), miner.findings, _VOCABULARIES[args.vocabulary])
+
+
 @contextmanager
-def _refiner(args: argparse.Namespace, miner: LabelMiner) -> Iterator[Callable[[pl.DataFrame], pl.DataFrame]]:
+def _refiner(
+    args: argparse.Namespace, miner: LabelMiner, codes: pl.DataFrame | None
+) -> Iterator[Callable[[pl.DataFrame], pl.DataFrame]]:
     """Yield what looks up prior studies, if there is a corpus, and turns findings into codes, if asked to."""
     from mmecg.cli.inputs import open_retriever
     from mmecg.labels.serial import SerialResolver, prior_studies
-    from mmecg.labels.vocabulary import load_vocabulary
-    from mmecg.labels.wide import codes_of, translate
+    from mmecg.labels.wide import translate
 
     def refine(assertions: pl.DataFrame) -> pl.DataFrame:
-        if args.vocabulary is None:
-            return assertions
-        system = _VOCABULARIES[args.vocabulary]
-        return translate(assertions, codes_of(load_vocabulary(), miner.findings, system))
+        return assertions if codes is None else translate(assertions, codes)
 
     if args.corpus is None:
         yield refine
@@ -217,17 +228,6 @@ def _refiner(args: argparse.Namespace, miner: LabelMiner) -> Iterator[Callable[[
         resolver = SerialResolver(retriever.corpus, miner.mine)
         priors = prior_studies(retriever.corpus.metadata())
         yield lambda assertions: refine(resolver.resolve_table(assertions, priors))
-
-
-def _widen(args: argparse.Namespace, miner: LabelMiner, assertions: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
-    from mmecg.labels.vocabulary import load_vocabulary
-    from mmecg.labels.wide import codes_of, wide_table
-
-    names = miner.findings
-    if args.vocabulary is not None:
-        codes = codes_of(load_vocabulary(), names, _VOCABULARIES[args.vocabulary])
-        names = codes["code"].unique().sort().to_list()
-    return wide_table(assertions, rows, names)
 
 
 def _scan(path: Path) -> pl.LazyFrame:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -181,7 +182,7 @@ def feature_matrix(reports: Reports, features: Sequence[str]) -> Any:
     """
     from scipy import sparse
 
-    column = {name: index for index, name in enumerate(features)}
+    column = _columns(tuple(features))
     indices: list[int] = []
     ends = [0]
     for assertions in reports:
@@ -224,6 +225,11 @@ def mention_rates(reports: Reports, gold: NDArray[np.bool_], labels: Sequence[st
         else:
             rates[way] = (right[way] + 1.0) / (said[way] + 2.0)
     return rates
+
+
+@lru_cache(maxsize=4)
+def _columns(features: tuple[str, ...]) -> Mapping[str, int]:
+    return {name: index for index, name in enumerate(features)}
 
 
 def _common_features(reports: Reports) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import dataclasses
 import re
 import threading
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from mmecg.errors import InvalidInputError
 from mmecg.labels.assertion import LabelAssertion, MinedLabel, MinedReport, value_of
@@ -33,7 +33,7 @@ class ReportMiner:
         self._evidence = load_text_evidence() if evidence is None else evidence
         self._vocabulary = load_vocabulary()
         self._miners = {"": LabelMiner()}
-        self._lock = threading.Lock()  # a miner remembers what it saw
+        self._lock = threading.Lock()  # guards the miners made so far
 
     def mine_report(self, text: str, *, language: str = "", vocabulary: str = "") -> MinedReport:
         """Return what a raw text says.
@@ -67,15 +67,15 @@ class ReportMiner:
         with self._lock:
             if language not in self._miners:
                 self._miners[language] = LabelMiner((language,))
-            found = self._miners[language].mine(text)
+            miner = self._miners[language]
+        found = miner.mine(text)
         assertions = tuple(
             dataclasses.replace(one, probability=self._evidence.mention_probability(one)) for one in found
         )
         return MinedReport(assertions, self._labels(assertions, vocabulary), _flags(text))
 
-    def _labels(self, assertions: Iterable[LabelAssertion], vocabulary: str) -> tuple[MinedLabel, ...]:
+    def _labels(self, said: Sequence[LabelAssertion], vocabulary: str) -> tuple[MinedLabel, ...]:
         """Return one label a finding, or the codes that follow from the findings; the most certain says it."""
-        said = tuple(assertions)
         mentions: dict[str, list[LabelAssertion]] = defaultdict(list)
         for assertion in said:
             mentions[assertion.finding].append(assertion)

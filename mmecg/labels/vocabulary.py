@@ -113,6 +113,7 @@ class Vocabulary:
     edges: tuple[Edge, ...]
     _by_id: dict[str, Finding] = field(init=False, repr=False, compare=False)
     _implied: dict[str, frozenset[str]] = field(init=False, repr=False, compare=False)
+    _by_system: dict[str, tuple[Mapping, ...]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         _check_unique("findings", [finding.id for finding in self.findings])
@@ -130,11 +131,15 @@ class Vocabulary:
                 raise ConfigError(f"{row.system} {row.code!r} needs a finding and a relation, or neither and a note")
         object.__setattr__(self, "_by_id", by_id)
         object.__setattr__(self, "_implied", _transitive(self.edges))
+        rows: dict[str, list[Mapping]] = {}
+        for row in self.crosswalk:
+            rows.setdefault(row.system, []).append(row)
+        object.__setattr__(self, "_by_system", {system: tuple(found) for system, found in rows.items()})
 
     @property
     def systems(self) -> tuple[str, ...]:
         """Names of the code systems of the crosswalk."""
-        return tuple(dict.fromkeys(row.system for row in self.crosswalk))
+        return tuple(self._by_system)
 
     def finding(self, finding_id: str) -> Finding:
         """Return a finding by its id.
@@ -157,8 +162,8 @@ class Vocabulary:
         InvalidInputError
             The crosswalk has no such system.
         """
-        rows = tuple(row for row in self.crosswalk if row.system == system)
-        if not rows:
+        rows = self._by_system.get(system)
+        if rows is None:
             raise InvalidInputError(f"no code system {system!r}; {_advice(system, self.systems)}", field="system")
         return rows
 

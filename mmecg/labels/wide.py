@@ -39,10 +39,10 @@ def wide_table(
         pl.when(says_yes).then(True).when(only_no).then(False).alias("value"), pl.col("probability").max()
     )
     result = rows.select("row", "study_id", "flags")
+    of_finding = cells.partition_by("finding", as_dict=True, include_key=False)
+    nowhere = cells.clear().drop("finding")
     for name in findings:
-        of_one = cells.filter(pl.col("finding") == name).select(
-            "row", pl.col("value").alias(name), pl.col("probability").alias(f"{name}__probability")
-        )
+        of_one = of_finding.get((name,), nowhere).rename({"value": name, "probability": f"{name}__probability"})
         result = result.join(of_one, on="row", how="left", maintain_order="left")
     return result
 
