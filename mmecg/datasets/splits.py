@@ -45,6 +45,24 @@ def split_by_subject(
     return {name: np.flatnonzero(side == index) for index, name in enumerate(fractions)}
 
 
+def subject_groups(subject_ids: Sequence[str] | NDArray[np.generic], count: int, *, seed: int = 0) -> NDArray[np.int64]:
+    """Return a random group for each record, the same for all records of a subject; the groups have equal shares.
+
+    Parameters
+    ----------
+    subject_ids : sequence of str, length n
+    count : int
+    seed : int
+
+    Returns
+    -------
+    int64, shape (n,)
+        From 0 to ``count - 1``.
+    """
+    subjects, subject_of = np.unique(np.asarray(subject_ids), return_inverse=True)
+    return np.asarray(np.random.default_rng(seed).permutation(len(subjects))[subject_of] % count, np.int64)
+
+
 def select_folds(table: pl.DataFrame, folds: Collection[int], *, column: str = "strat_fold") -> pl.DataFrame:
     """Return the rows of the given folds, and check that their subjects are in no other fold of the table.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from mmecg.datasets.ptb_xl import label_matrix
 from mmecg.embedding import Encoder
 from mmecg.errors import ReportError
 from mmecg.evaluation.cohort import Encoded, Progress, read_cohort
-from mmecg.labels.assertion import LabelAssertion
+from mmecg.labels.assertion import LabelAssertion, main_language
 from mmecg.labels.evidence import mentioned
 from mmecg.labels.mining import LabelMiner
 
@@ -63,8 +62,7 @@ class LabelData:
     @property
     def languages(self) -> NDArray[np.str_]:
         """Language that most assertions of the report are in; empty where nothing was found."""
-        spoken = (Counter(item.language for item in report).most_common(1) for report in self.reports)
-        return np.array([found[0][0] if found else "" for found in spoken], np.str_)
+        return np.array([main_language(report) for report in self.reports], np.str_)
 
     @property
     def mentioned(self) -> NDArray[np.bool_]:
@@ -87,12 +85,6 @@ def read_label_data(table: pl.DataFrame, labels: Sequence[str], miner: LabelMine
     mined = {text: _mine(miner, text) for text in dict.fromkeys(texts)}
     reports = tuple(mined[text] for text in texts)
     return LabelData(table, reports, tuple(labels), label_matrix(table, labels))
-
-
-def patient_groups(subject_ids: NDArray[np.str_], count: int, *, seed: int = 0) -> NDArray[np.int64]:
-    """Return a random group 0 to ``count - 1`` for each record, the same for all records of a patient."""
-    patients, patient_of = np.unique(subject_ids, return_inverse=True)
-    return np.asarray(np.random.default_rng(seed).permutation(len(patients))[patient_of] % count, np.int64)
 
 
 def encode_data(

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmecg.bundle import Bundle
+from mmecg.datasets.splits import subject_groups
 from mmecg.errors import InvalidInputError
 from mmecg.evaluation.cohort import Encoded
-from mmecg.evaluation.label_data import LabelData, patient_groups
+from mmecg.evaluation.label_data import LabelData
 from mmecg.evaluation.probe import fit_probe
 from mmecg.evaluation.prompts import embed_prompts, load_prompts
 from mmecg.labels.agreement import CHANNELS, ECG_CHANNELS, EcgReader, Ridge, fit_stack
@@ -40,7 +41,7 @@ class HonestScores:
 
 def fit_text(data: LabelData) -> FittedText:
     """Fit the text weights on all records, held out in groups of patients."""
-    return fit_text_evidence(data.reports, data.gold, data.labels, patient_groups(data.subject_ids, GROUPS))
+    return fit_text_evidence(data.reports, data.gold, data.labels, subject_groups(data.subject_ids, GROUPS))
 
 
 def fit_reader(

@@ -9,13 +9,14 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from mmecg.evaluation.label_data import LABELS_20, LabelData, patient_groups
+from mmecg.datasets.splits import subject_groups
+from mmecg.evaluation.label_data import LABELS_20, LabelData
 from mmecg.evaluation.label_metrics import Figure, everything_f1, f1, precision_at
 from mmecg.evaluation.results import Row
 from mmecg.labels.agreement import CHANNELS, ECG_CHANNELS
 from mmecg.labels.evidence import mention_scores
 from mmecg.labels.few_gold import fit_few_gold
-from mmecg.labels.logistic import expit, f1_thresholds, fit_logistic
+from mmecg.labels.logistic import expit, f1_thresholds, fit_held_out
 from mmecg.labels.review import suspicion
 
 GOLD_STUDIES = 500
@@ -69,7 +70,8 @@ class Given:
 def tfidf_peer(train: pl.DataFrame, data: LabelData) -> NDArray[np.bool_] | None:
     """Return what a supervised model of raw words decides: TF-IDF of one and two words, logistic regression a label.
 
-    It sees words that no rule knows, and is no part of mmecg's labels. None if there is no training record.
+    It sees words that no rule knows, and is no part of mmecg's labels. None without words, or
+    without two training patients.
 
     Parameters
     ----------
@@ -84,17 +86,12 @@ def tfidf_peer(train: pl.DataFrame, data: LabelData) -> NDArray[np.bool_] | None
 
     gold = label_matrix(train, data.labels)
     texts = train["report_text"].fill_null("").to_list()
-    if not any(texts):
+    if not any(texts) or train["subject_id"].n_unique() < 2:
         return None
     reader = TfidfVectorizer(ngram_range=(1, 2), min_df=min(3, len(texts)), sublinear_tf=True)
     inputs = reader.fit_transform(texts)
-    groups = patient_groups(train["subject_id"].to_numpy().astype(np.str_), 2)
-    held_out = np.zeros(gold.shape, np.float32)
-    for group in np.unique(groups):
-        out = groups == group
-        weight, bias = fit_logistic(inputs[~out], gold[~out], penalty=TFIDF_PENALTY)
-        held_out[out] = inputs[out] @ weight + bias
-    weight, bias = fit_logistic(inputs, gold, penalty=TFIDF_PENALTY)
+    groups = subject_groups(train["subject_id"].to_numpy().astype(np.str_), 2)
+    weight, bias, held_out = fit_held_out(inputs, gold, groups, penalty=TFIDF_PENALTY)
     found = reader.transform(data.table["report_text"].fill_null("").to_list()) @ weight + bias
     return np.asarray(found >= f1_thresholds(held_out, gold))
 

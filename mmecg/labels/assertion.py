@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -169,3 +170,9 @@ def value_of(statuses: Iterable[Status]) -> bool | None:
     if said & {Status.PRESENT, Status.PROBABLE}:
         return True
     return False if said == {Status.NEGATED} else None
+
+
+def main_language(assertions: Iterable[LabelAssertion]) -> str:
+    """Return the language that most assertions are of; empty if there are none."""
+    spoken = Counter(assertion.language for assertion in assertions).most_common(1)
+    return spoken[0][0] if spoken else ""

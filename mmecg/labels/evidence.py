@@ -22,9 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmecg.errors import InvalidInputError
-from mmecg.labels.assertion import LabelAssertion, Status
-from mmecg.labels.logistic import expit, f1_thresholds, fit_logistic
+from mmecg.labels.assertion import LabelAssertion, Status, main_language
+from mmecg.labels.logistic import expit, f1_thresholds, fit_held_out
 
 PENALTY = 3.0
 MIN_REPORTS = 3
@@ -120,17 +119,8 @@ def fit_text_evidence(
     InvalidInputError
         There are fewer than two groups.
     """
-    names = np.unique(groups)
-    if len(names) < 2:
-        raise InvalidInputError(f"{len(names)} group of records, expected at least 2; give their folds", field="groups")
     features = _common_features(reports)
-    inputs = feature_matrix(reports, features)
-    held_out = np.empty(gold.shape, np.float32)
-    for name in names:
-        out = groups == name
-        weight, bias = fit_logistic(inputs[~out], gold[~out], penalty=penalty)
-        held_out[out] = inputs[out] @ weight + bias
-    weight, bias = fit_logistic(inputs, gold, penalty=penalty)
+    weight, bias, held_out = fit_held_out(feature_matrix(reports, features), gold, groups, penalty=penalty)
     thresholds = f1_thresholds(held_out, gold)
     mentions = mention_rates(reports, gold, labels)
     return FittedText(TextEvidence(tuple(labels), features, weight, bias, thresholds, mentions), held_out)
@@ -164,8 +154,7 @@ def report_features(assertions: Sequence[LabelAssertion]) -> set[str]:
     """Return the features of one report."""
     if not assertions:
         return {"nothing found"}
-    languages = Counter(assertion.language for assertion in assertions)
-    return {f"language={languages.most_common(1)[0][0]}", *(name for item in assertions for name in _features(item))}
+    return {f"language={main_language(assertions)}", *(name for item in assertions for name in _features(item))}
 
 
 def feature_matrix(reports: Reports, features: Sequence[str]) -> Any:

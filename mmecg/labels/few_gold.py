@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from mmecg.errors import InvalidInputError
 from mmecg.labels.agreement import Ridge, Scores, Stack, fit_stack
-from mmecg.labels.logistic import expit
 
 MIN_STUDIES = 50
 RIDGE = Ridge(own=10.0, cross=np.inf)
@@ -49,7 +48,7 @@ class FewGold:
         point = self.stack.probabilities(scores)
         if not self.resampled:
             return point, np.full(point.shape, np.nan), np.full(point.shape, np.nan)
-        spread = np.stack([expit(stack.log_odds(scores)) for stack in self.resampled])
+        spread = np.stack([stack.probabilities(scores) for stack in self.resampled])
         low, high = np.quantile(spread, [(1 - level) / 2, (1 + level) / 2], axis=0)
         return point, np.minimum(low, point), np.maximum(high, point)
 

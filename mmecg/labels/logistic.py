@@ -15,13 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mmecg.errors import InvalidInputError
+
 _ITERATIONS = 80
 _RESAMPLES = 50
 _LEAST = 1e-6
 
 
 def fit_logistic(
-    inputs: Any, labels: NDArray[np.bool_], *, penalty: float, iterations: int = _ITERATIONS
+    inputs: Any, labels: NDArray[np.bool_], *, penalty: float
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Fit all labels.
 
@@ -30,8 +32,6 @@ def fit_logistic(
     inputs : scipy.sparse.csr_matrix, shape (n, features)
     labels : bool, shape (n, labels)
     penalty : float
-    iterations : int
-        L-BFGS steps at most.
 
     Returns
     -------
@@ -54,9 +54,45 @@ def fit_logistic(
         gradient = np.vstack([slope, residual.sum(axis=0, dtype=np.float64)])
         return loss + float(penalty / 2 * np.square(parameters[:-1]).sum()), gradient.ravel()
 
-    options = {"maxiter": iterations, "maxfun": 2 * iterations, "maxcor": 10, "ftol": 1e-7}
+    options = {"maxiter": _ITERATIONS, "maxfun": 2 * _ITERATIONS, "maxcor": 10, "ftol": 1e-7}
     found = minimize(objective, np.zeros(shape).ravel(), jac=True, method="L-BFGS-B", options=options).x.reshape(shape)
     return found[:-1].astype(np.float32), (found[-1] + base).astype(np.float32)
+
+
+def fit_held_out(
+    inputs: Any, labels: NDArray[np.bool_], groups: NDArray[np.generic], *, penalty: float
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """Fit all labels on all records, and score each record by a fit without its group.
+
+    Parameters
+    ----------
+    inputs : scipy.sparse.csr_matrix, shape (n, features)
+    labels : bool, shape (n, labels)
+    groups : shape (n,)
+        Held out one at a time; all records of a patient must share one.
+    penalty : float
+
+    Returns
+    -------
+    weight : float32, shape (features, labels)
+    bias : float32, shape (labels,)
+    held_out : float32, shape (n, labels)
+        Log-odds of each record from weights that were fitted without its group.
+
+    Raises
+    ------
+    InvalidInputError
+        There are fewer than two groups.
+    """
+    names = np.unique(groups)
+    if len(names) < 2:
+        raise InvalidInputError(f"{len(names)} group of records, expected at least 2; give their folds", field="groups")
+    held_out = np.empty(labels.shape, np.float32)
+    for name in names:
+        out = groups == name
+        weight, bias = fit_logistic(inputs[~out], labels[~out], penalty=penalty)
+        held_out[out] = inputs[out] @ weight + bias
+    return *fit_logistic(inputs, labels, penalty=penalty), held_out
 
 
 def cross_entropy(

@@ -59,10 +59,6 @@ class PlainText:
     codes: Bytes
     raw_index: Offsets
 
-    def raw_span(self, start: int, end: int) -> tuple[int, int]:
-        """Return the raw slice that the bytes ``start`` to ``end`` (``start < end``) stem from."""
-        return int(self.raw_index[start]), int(self.raw_index[end - 1]) + 1
-
 
 def blank_masked(raw: str) -> str:
     """Return the text, of the same length, with blanks for what no label may come from.

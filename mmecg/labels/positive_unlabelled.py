@@ -36,7 +36,9 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from mmecg.datasets.splits import subject_groups
 from mmecg.errors import InvalidInputError
+from mmecg.labels.logistic import expit
 
 Method = Literal["elkan_noto", "nnpu"]
 Floats = NDArray[np.float64]
@@ -84,7 +86,7 @@ class PositiveUnlabelledModel:
         ----------
         features : float, shape (n, features)
         """
-        return _sigmoid(features @ self.weight + self.bias).astype(np.float32)
+        return expit(features @ self.weight + self.bias).astype(np.float32)
 
 
 def fit_positive_unlabelled(
@@ -196,7 +198,7 @@ def simulate_positive_unlabelled(
     chance: dict[str, NDArray[np.floating]] = {"": model.probabilities(test_features)}
     for name, targets in (("_oracle", train_labels), ("_naive", mentioned)):
         weight, bias = space.outwards(_fit_soft(inputs, targets))
-        chance[name] = _sigmoid(test_features @ weight + bias)
+        chance[name] = expit(test_features @ weight + bias)
     figures = {
         f"{figure}{name}": value
         for name, probabilities in chance.items()
@@ -313,7 +315,7 @@ def _minimise(inputs: Floats, weights: Floats, linear: Floats) -> Floats:
 
     now, scores = value(solution)
     for _ in range(_ITERATIONS):
-        chance = _sigmoid(scores)
+        chance = expit(scores)
         gradient = (weights * chance) @ inputs - pull + ridge * solution
         curvature = (inputs * (weights * chance * (1 - chance))[:, None]).T @ inputs + np.diag(ridge)
         step = np.linalg.solve(curvature, gradient)
@@ -351,7 +353,7 @@ def _recalibration(scores: Floats, mentioned: NDArray[np.bool_], frequency: floa
     from scipy.optimize import minimize
 
     def loss(point: Floats) -> tuple[float, Floats]:
-        chance = _sigmoid(point[0] * scores + point[1])
+        chance = expit(point[0] * scores + point[1])
         silent = 1 - frequency * chance
         likelihood = np.where(mentioned, frequency * chance, silent)
         slope = np.where(mentioned, -(1 - chance), frequency * chance * (1 - chance) / np.maximum(silent, 1e-12))
@@ -360,10 +362,6 @@ def _recalibration(scores: Floats, mentioned: NDArray[np.bool_], frequency: floa
 
     found = minimize(loss, np.array([1.0, 0.0]), jac=True, method="L-BFGS-B", bounds=[(0, None), (None, None)])
     return float(found.x[0]), float(found.x[1])
-
-
-def _sigmoid(scores: Floats) -> Floats:
-    return np.asarray(1 / (1 + np.exp(-np.clip(scores, -500, 500))))
 
 
 def _check(
@@ -391,7 +389,6 @@ def _check(
             f"{MIN_MENTIONED}; leave it out",
             field="mentioned",
         )
-    names, subject = np.unique(np.asarray(subjects), return_inverse=True)
-    if len(names) < FOLDS:
-        raise InvalidInputError(f"{len(names)} subjects, expected at least {FOLDS}; give more", field="subjects")
-    return np.asarray(np.random.default_rng(seed).permutation(len(names)) % FOLDS)[subject]
+    if (count := len(np.unique(np.asarray(subjects)))) < FOLDS:
+        raise InvalidInputError(f"{count} subjects, expected at least {FOLDS}; give more", field="subjects")
+    return subject_groups(subjects, FOLDS, seed=seed)

@@ -30,7 +30,7 @@ _KINDS = {
 
 
 def suspicion(given: NDArray[np.bool_], probabilities: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Return one minus the self-confidence of every given label, by cleanlab.
+    """Return one minus the self-confidence of every given label.
 
     Parameters
     ----------
@@ -42,14 +42,8 @@ def suspicion(given: NDArray[np.bool_], probabilities: NDArray[np.floating]) -> 
     -------
     float64, shape (n, labels)
     """
-    from cleanlab.rank import get_label_quality_scores
-
     _check(given, probabilities)
-    found = np.empty(given.shape)
-    for column in range(given.shape[1] if len(given) else 0):
-        both = _both(probabilities[:, column])
-        found[:, column] = 1 - get_label_quality_scores(given[:, column].astype(int), both, method="self_confidence")
-    return found
+    return np.asarray(np.abs(given - probabilities), np.float64)
 
 
 def confident_errors(given: NDArray[np.bool_], probabilities: NDArray[np.floating]) -> NDArray[np.bool_]:
@@ -67,7 +61,7 @@ def confident_errors(given: NDArray[np.bool_], probabilities: NDArray[np.floatin
     _check(given, probabilities)
     found = np.zeros(given.shape, np.bool_)
     for column in np.flatnonzero(given.any(axis=0) & ~given.all(axis=0)):
-        both = _both(probabilities[:, column])
+        both = np.stack([1 - probabilities[:, column], probabilities[:, column]], axis=1).astype(np.float64)
         found[:, column] = find_label_issues(
             given[:, column].astype(int), both, filter_by="confident_learning", min_examples_per_class=0, n_jobs=1
         )
@@ -248,10 +242,6 @@ def _apart(spans: Sequence[_Span]) -> list[_Span]:
         if all(span[2] <= other[1] or span[1] >= other[2] for other in kept):
             kept.append(span)
     return kept
-
-
-def _both(probability: NDArray[np.floating]) -> NDArray[np.float64]:
-    return np.stack([1 - probability, probability], axis=1).astype(np.float64)
 
 
 def _check(given: NDArray[np.bool_], probabilities: NDArray[np.floating]) -> None:

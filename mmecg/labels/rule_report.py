@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from mmecg.labels.assertion import LabelAssertion
+from mmecg.labels.assertion import LabelAssertion, main_language
 from mmecg.labels.mining import LabelMiner
 from mmecg.labels.rules import RULES_FOLDER
 
@@ -65,7 +65,7 @@ def score_rules(
     for row, assertions in enumerate(reports):
         if not assertions:
             continue
-        language = Counter(item.language for item in assertions).most_common(1)[0][0]
+        language = main_language(assertions)
         size[language] += 1
         positives[language] = positives.get(language, np.zeros(len(labels), np.int64)) + gold[row]
         for key in {(item.language, item.rule, item.cue, item.finding, str(item.status)) for item in assertions}:

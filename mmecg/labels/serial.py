@@ -62,10 +62,10 @@ class _Prior:
 
 @dataclass(frozen=True)
 class _Known:
-    """What one source states and denies, with what follows from it."""
+    """What one source says was there, with what follows from it, and what it denies or thereby excludes."""
 
     stated: frozenset[str]
-    denied: frozenset[str]
+    absent: frozenset[str]
 
 
 class SerialResolver:
@@ -177,15 +177,19 @@ class SerialResolver:
 
         A label that a study lists is there, whatever its likelihood; one that it does not list is unlabelled.
         """
-        sources = [_Known(self._closure(study.labels), frozenset())] if study.labels else []
+        sources = [self._source(study.labels)] if study.labels else []
         if study.report is not None:
             said: dict[str, set[bool | None]] = defaultdict(set)
             for assertion in self._mine(study.report.raw):
                 said[assertion.finding].add(self._value_of(assertion))
             stated = [finding for finding, values in said.items() if True in values]
-            denied = [finding for finding, values in said.items() if values == {False}]
-            sources.append(_Known(self._closure(stated), frozenset(denied)))
+            sources.append(self._source(stated, [finding for finding, values in said.items() if values == {False}]))
         return tuple(sources)
+
+    def _source(self, stated: Iterable[str], denied: Iterable[str] = ()) -> _Known:
+        there = self._closure(stated)
+        excluded = (self._table.excludes.get(finding, frozenset()) for finding in there)
+        return _Known(there, frozenset(denied).union(*excluded))
 
     def _value_of(self, assertion: LabelAssertion) -> bool | None:
         """Return what an assertion says of its own ECG; a serial one may say it too ("now present")."""
@@ -204,8 +208,7 @@ class SerialResolver:
         for source in known:
             if finding in source.stated:
                 return True
-            excluded = (self._table.excludes.get(name, frozenset()) for name in source.stated)
-            if implied & source.denied.union(*excluded):
+            if implied & source.absent:
                 return False
         return None
 
@@ -225,9 +228,9 @@ class SerialResolver:
             now, before, value = meaning.now, meaning.before, self._value(finding, known)
             expected, reason = [(finding, before)], meaning.unknown
         seen = {
-            self._value(name, known) == wanted
+            found == wanted
             for name, wanted in expected
-            if wanted is not None and self._value(name, known) is not None
+            if wanted is not None and (found := self._value(name, known)) is not None
         }
         if prior.reason:
             resolution, reason = Resolution.NEEDS_PRIOR, prior.reason

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmecg.datasets.splits import select_folds, split_by_subject
+from mmecg.datasets.splits import select_folds, split_by_subject, subject_groups
 from mmecg.errors import InvalidInputError
 
 FRACTIONS = {"train": 0.7, "validation": 0.1, "test": 0.2}
@@ -30,6 +30,13 @@ def test_shares_seed_and_stability() -> None:
     assert not np.array_equal(splits["test"], other["test"])
     fewer = split_by_subject(subjects[:100], FRACTIONS, seed=1)
     np.testing.assert_array_equal(fewer["test"], splits["test"][splits["test"] < 100])
+
+
+def test_groups_never_split_a_subject() -> None:
+    subjects = np.array([f"p{row % 40}" for row in range(200)])
+    groups = subject_groups(subjects, 4)
+    assert all(len(set(groups[subjects == name])) == 1 for name in set(subjects))
+    assert np.bincount(groups).tolist() == [50] * 4
 
 
 @pytest.mark.parametrize("fractions", [{}, {"a": 0.5}, {"a": 1.2, "b": -0.2}])

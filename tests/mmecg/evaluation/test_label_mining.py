@@ -10,7 +10,7 @@ from mmecg.bundle import load_bundle
 from mmecg.datasets.ptb_xl import read_ptb_xl_table
 from mmecg.errors import InvalidInputError
 from mmecg.evaluation.bootstrap import patient_weights
-from mmecg.evaluation.label_data import LABELS_20, LABELS_56, patient_groups, read_label_data
+from mmecg.evaluation.label_data import LABELS_20, LABELS_56, read_label_data
 from mmecg.evaluation.label_mining import ECG_ROWS, TEXT_ROWS, LabelOptions, evaluate_labels
 from mmecg.evaluation.label_protocols import Given, System, disagreement, few_gold, tfidf_peer
 from mmecg.labels.assertion import LabelAssertion, Status
@@ -60,13 +60,6 @@ def test_the_label_lists_are_distinct() -> None:
     assert len(set(LABELS_56)) == 56
     assert LABELS_56[:20] == LABELS_20
     assert set(LABELS_56) <= set(load_text_evidence().labels)
-
-
-def test_groups_never_split_a_patient() -> None:
-    subjects = np.array([f"p{row % 40}" for row in range(200)])
-    groups = patient_groups(subjects, 4)
-    assert all(len(set(groups[subjects == name])) == 1 for name in set(subjects))
-    assert set(groups) == {0, 1, 2, 3}
 
 
 def test_what_is_mentioned_is_the_rules_alone() -> None:

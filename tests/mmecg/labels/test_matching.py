@@ -17,8 +17,8 @@ def build(*patterns: str, language: str = "en", **more: object) -> Matcher:
 def found(matcher: Matcher, raw: str) -> list[str]:
     plain = normalise(raw)
     matches = matcher.match(plain, raw)
-    spans = [plain.raw_span(*span) for span in zip(matches.start.tolist(), matches.end.tolist(), strict=True)]
-    return [raw[start:end] for start, end in spans]
+    starts, ends = plain.raw_index[matches.start], plain.raw_index[matches.end - 1] + 1
+    return [raw[start:end] for start, end in zip(starts, ends, strict=True)]
 
 
 @pytest.mark.parametrize(

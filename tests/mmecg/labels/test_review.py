@@ -5,6 +5,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from cleanlab.rank import get_self_confidence_for_each_label
 
 from mmecg.errors import InvalidInputError
 from mmecg.labels.assertion import LabelAssertion, Status
@@ -29,6 +30,14 @@ def test_flipped_labels_come_first() -> None:
     found = confident_errors(given, probability)
     assert wrong[found].all()
     assert found.sum() > 0.5 * wrong.sum()
+
+
+def test_suspicion_is_what_cleanlab_calls_low_self_confidence() -> None:
+    given, probability, _ = flipped()
+    for column in range(3):
+        both = np.stack([1 - probability[:, column], probability[:, column]], axis=1)
+        oracle = get_self_confidence_for_each_label(given[:, column].astype(int), both)
+        np.testing.assert_allclose(suspicion(given, probability)[:, column], 1 - oracle, atol=1e-12)
 
 
 def test_a_label_that_all_have_is_never_an_error() -> None:
