@@ -115,11 +115,9 @@ def _labels(text: str | None) -> tuple[str, ...]:
 
 
 def _read(source: StudySource, bundle: Bundle) -> _Read:
-    import numpy as np
-
     from mmecg.cli.output import progress
     from mmecg.errors import InvalidInputError
-    from mmecg.evaluation.cohort import Encoded, encode_ecgs
+    from mmecg.evaluation.cohort import concatenate, encode_ecgs
     from mmecg.labels.mining import LabelMiner
 
     miner = LabelMiner()
@@ -135,8 +133,7 @@ def _read(source: StudySource, bundle: Bundle) -> _Read:
             advance(len(batch))
     if not parts:
         raise InvalidInputError("no study has both a report and an ECG, expected some; give studies with both")
-    features = np.concatenate([part.features for part in parts])
-    return _Read(ids, texts, reports, Encoded(features, np.concatenate([part.embedding for part in parts]), {}))
+    return _Read(ids, texts, reports, concatenate(parts))
 
 
 def _batches(source: StudySource) -> Iterator[list[Study]]:
@@ -155,6 +152,7 @@ def _queue(read: _Read, labels: Sequence[str]) -> pl.DataFrame:
     evidence, agreement = load_text_evidence(), load_agreement()
     columns = [evidence.labels.index(label) for label in labels]
     text = evidence.log_odds(read.reports)
+    words = text >= evidence.thresholds
     channels = agreement.reader.scores(read.encoded.features, read.encoded.embedding)
     ecg = agreement.ecg.log_odds(channels)
     both = agreement.text_ecg.log_odds({"text": text, **channels})
@@ -162,6 +160,7 @@ def _queue(read: _Read, labels: Sequence[str]) -> pl.DataFrame:
         read.study_ids,
         labels,
         text=mentioned(read.reports, labels),
+        words=words[:, columns],
         ecg=(ecg >= agreement.ecg.thresholds)[:, columns],
         text_probability=expit(text[:, columns]),
         ecg_probability=expit(ecg[:, columns]),

@@ -61,6 +61,22 @@ def interval(samples: NDArray[np.float64], *, level: float = 0.95) -> Interval:
     return Interval(float(low), float(high))
 
 
+def bootstrap_bias(value: float, samples: NDArray[np.float64]) -> float:
+    """Return the bootstrap estimate of bias, ``mean(samples) - value``; 0 if no resample has a value.
+
+    For a statistic that resampling pushes to one side, such as a mean of absolute errors: the percentiles of its
+    resamples may lie beside the value. See Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 10.2.
+
+    Parameters
+    ----------
+    value : float
+        Of the statistic on the records themselves.
+    samples : float64, shape (resamples,)
+    """
+    finite = samples[np.isfinite(samples)]
+    return float(finite.mean()) - value if len(finite) else 0.0
+
+
 def bootstrap_mean(values: NDArray[np.float64], weights: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return the weighted mean of per-record values in every resample; records without a value (NaN) are left out.
 

@@ -47,6 +47,11 @@ class Encoded:
     embedding: NDArray[np.float32]
     subsets: Mapping[str, NDArray[np.float32]]
 
+    def take(self, rows: NDArray[np.int64]) -> Encoded:
+        """Return some of the records."""
+        subsets = {name: values[rows] for name, values in self.subsets.items()}
+        return Encoded(self.features[rows], self.embedding[rows], subsets)
+
 
 @dataclass(frozen=True)
 class Cohort:
@@ -137,7 +142,7 @@ def read_cohort(
         tasks=label_tasks(final, statements),
         texts=tuple(final["report_text"].to_list()),
         vitals=tuple(study_of_row(row).vitals for row in final.iter_rows(named=True)),
-        encoded={name: _concatenate(found) for name, found in parts.items()},
+        encoded={name: concatenate(found) for name, found in parts.items()},
         skipped=pl.DataFrame(failures, schema={"record": pl.String(), "reason": pl.String()}, orient="row"),
     )
 
@@ -192,7 +197,8 @@ def _embed(encoder: Encoder, ecgs: Sequence[Ecg], features: NDArray[np.float32])
     return embedding
 
 
-def _concatenate(parts: Sequence[Encoded]) -> Encoded:
+def concatenate(parts: Sequence[Encoded]) -> Encoded:
+    """Return the records of all parts, one part after the other; there is at least one."""
     return Encoded(
         np.concatenate([part.features for part in parts]),
         np.concatenate([part.embedding for part in parts]),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +32,6 @@ LABELS_56: tuple[str, ...] = (
 )  # fmt: skip
 """The 56 most frequent; the rarest has 46 positives in folds 1-9."""
 
-LANGUAGES: tuple[str, ...] = ("de", "en", "sv")
-
 
 @dataclass(frozen=True)
 class LabelData:
@@ -54,17 +53,17 @@ class LabelData:
     labels: tuple[str, ...]
     gold: NDArray[np.bool_]
 
-    @property
+    @cached_property
     def subject_ids(self) -> NDArray[np.str_]:
         """Patient of each record."""
         return self.table["subject_id"].to_numpy().astype(np.str_)
 
-    @property
+    @cached_property
     def languages(self) -> NDArray[np.str_]:
         """Language that most assertions of the report are in; empty where nothing was found."""
         return np.array([main_language(report) for report in self.reports], np.str_)
 
-    @property
+    @cached_property
     def mentioned(self) -> NDArray[np.bool_]:
         """Which labels the report mentions without denying them: bool, shape (n, labels)."""
         return mentioned(self.reports, self.labels)
@@ -88,15 +87,22 @@ def read_label_data(table: pl.DataFrame, labels: Sequence[str], miner: LabelMine
 
 
 def encode_data(
-    folder: Path, data: LabelData, statements: pl.DataFrame, encoder: Encoder, *, progress: Progress, what: str
-) -> tuple[NDArray[np.int64], Encoded, pl.DataFrame]:
+    folder: Path,
+    data: LabelData,
+    statements: pl.DataFrame,
+    encoders: Mapping[str, Encoder],
+    *,
+    progress: Progress,
+    what: str,
+) -> tuple[NDArray[np.int64], Mapping[str, Encoded], pl.DataFrame]:
     """Read and encode the signals of the records.
 
     Returns
     -------
     rows : int64, shape (read,)
         Which records could be read.
-    encoded : Encoded
+    encoded : mapping of str to Encoded
+        By name of the encoder.
     skipped : polars.DataFrame
         Columns ``record`` and ``reason``.
 
@@ -105,10 +111,10 @@ def encode_data(
     InvalidInputError
         No signal can be read.
     """
-    cohort = read_cohort(folder, data.table, statements, {"bundle": encoder}, subsets={}, progress=progress, what=what)
+    cohort = read_cohort(folder, data.table, statements, encoders, subsets={}, progress=progress, what=what)
     place = {study: row for row, study in enumerate(data.table["study_id"].to_list())}
     rows = np.array([place[study] for study in cohort.study_ids.tolist()], np.int64)
-    return rows, cohort.encoded["bundle"], cohort.skipped
+    return rows, cohort.encoded, cohort.skipped
 
 
 def _mine(miner: LabelMiner, text: str) -> tuple[LabelAssertion, ...]:

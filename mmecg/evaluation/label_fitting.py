@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from mmecg.bundle import Bundle
 from mmecg.datasets.splits import subject_groups
+from mmecg.embedding import Encoder
 from mmecg.errors import InvalidInputError
 from mmecg.evaluation.cohort import Encoded
 from mmecg.evaluation.label_data import LabelData
@@ -45,15 +46,15 @@ def fit_text(data: LabelData) -> FittedText:
 
 
 def fit_reader(
-    bundle: Bundle, encoded: Encoded, data: LabelData, descriptions: Mapping[str, str], *, corpus: int = CORPUS
+    encoder: Encoder, encoded: Encoded, data: LabelData, descriptions: Mapping[str, str], *, corpus: int = CORPUS
 ) -> EcgReader:
-    """Fit what turns a bundle's output into ECG channels.
+    """Fit what turns an encoder's output into ECG channels.
 
     Parameters
     ----------
-    bundle : Bundle
+    encoder : Encoder
     encoded : Encoded
-        Of the records of ``data``, which the bundle may have been trained on.
+        Of the records of ``data``, which the encoder may have been trained on.
     data : LabelData
     descriptions : mapping of label to str
         For labels that the prompt bank lacks.
@@ -62,11 +63,11 @@ def fit_reader(
     """
     probe = fit_probe(encoded.features, data.gold, data.subject_ids)
     weight = probe.weight / probe.scale[:, None]
-    prompts = embed_prompts(bundle.encoder, load_prompts().of_task("all", data.labels, descriptions)).ensemble
+    prompts = embed_prompts(encoder, load_prompts().of_task("all", data.labels, descriptions)).ensemble
     cosines = encoded.embedding @ prompts.T
     chosen = np.sort(np.random.default_rng(0).permutation(len(data.gold))[:corpus])
     return EcgReader(
-        fingerprint=bundle.fingerprint,
+        fingerprint=encoder.fingerprint,
         labels=data.labels,
         probe_weight=weight.astype(np.float32),
         probe_bias=(probe.bias - probe.mean @ weight).astype(np.float32),
@@ -108,8 +109,8 @@ def honest_scores(
             f"{list(folds)} but not all; train one that leaves a fold out (`mmecg train --config`)"
         )
     known, fresh = np.flatnonzero(seen), np.flatnonzero(~seen)
-    reader = fit_reader(bundle, _rows(encoded, known), data.take(known), descriptions)
-    unseen = _rows(encoded, fresh)
+    reader = fit_reader(bundle.encoder, encoded.take(known), data.take(known), descriptions)
+    unseen = encoded.take(fresh)
     return HonestScores(fresh, reader.scores(unseen.features, unseen.embedding))
 
 
@@ -137,7 +138,3 @@ def fit_agreement(reader: EcgReader, honest: HonestScores, text: FittedText, dat
     both = fit_stack(scores, gold, data.labels, CHANNELS, ridge=Ridge())
     ecg = fit_stack(scores, gold, data.labels, ECG_CHANNELS, ridge=Ridge())
     return Agreement(reader, both, ecg)
-
-
-def _rows(encoded: Encoded, rows: NDArray[np.int64]) -> Encoded:
-    return Encoded(encoded.features[rows], encoded.embedding[rows], {})

@@ -24,17 +24,19 @@ from mmecg.evaluation.cohort import Progress, without_subjects_of
 from mmecg.evaluation.label_data import (
     LABELS_20,
     LABELS_56,
-    LANGUAGES,
     LabelData,
     encode_data,
     read_label_data,
 )
 from mmecg.evaluation.label_metrics import brier, ece, everything_f1, f1, f1_of_labels
-from mmecg.evaluation.label_protocols import Given, System, disagreement, few_gold, positive_unlabelled, tfidf_peer
+from mmecg.evaluation.label_protocols import Given, Reading, System, disagreement, few_gold, tfidf_peer
+from mmecg.evaluation.label_pu import positive_unlabelled
+from mmecg.evaluation.label_random import fit_untrained
 from mmecg.evaluation.results import Evaluation, Row
-from mmecg.labels.logistic import expit
 from mmecg.labels.mining import LabelMiner
+from mmecg.labels.rules import LANGUAGES
 from mmecg.labels.weights import load_agreement, load_text_evidence
+from mmecg.modeling.dual_encoder import DualEncoder
 
 TRAINING_FOLDS: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8)
 """Folds of PTB-XL that the shipped weights were fitted on."""
@@ -94,83 +96,94 @@ def evaluate_labels(
     progress("mining reports", 0, wanted.height)
     evidence, miner = load_text_evidence(), LabelMiner()
     data = read_label_data(wanted, evidence.labels, miner)
-    log_odds = evidence.log_odds(data.reports)
     weights = patient_weights(data.subject_ids, resamples=options.resamples, seed=options.seed)
-    text = System("text", log_odds, log_odds >= evidence.thresholds)
+    text = System("text", evidence.log_odds(data.reports), evidence.thresholds)
     given = Given(data, weights, options.seed)
     progress("fitting the TF-IDF peer", 0, 1)
     train = without_subjects_of(table.filter(pl.col("strat_fold").is_in(TRAINING_FOLDS)), wanted)
     peer = tfidf_peer(train, data) if options.fold not in TRAINING_FOLDS else None
-    rows = _rows(given, text, {"tfidf": peer} if peer is not None else {})
+    rows = _rows(given, text, {"tfidf": peer} if peer is not None else {}) + _calibration_rows(given, text, {})
     progress("positive-unlabelled training", 0, 1)
     rows += positive_unlabelled(train, given)
     tables = [_per_label(given, text)]
-    skipped, reason = pl.DataFrame(schema={"record": pl.String(), "reason": pl.String()}), ""
+    skipped, reason, no_random = pl.DataFrame(schema={"record": pl.String(), "reason": pl.String()}), "", ""
     try:
-        more, table_of_ecg, skipped = _ecg_rows(options, given, text, statements, bundle, progress)
+        more, table_of_ecg, skipped, no_random = _ecg_rows(options, given, text, (train, statements), bundle, progress)
         rows += more
         tables.append(table_of_ecg)
     except (InvalidInputError, ConfigError) as error:
         reason = str(error)
     present = {row.key for row in rows}
     rows += [Row.missing(key, reason or "not enough records") for key in (*TEXT_ROWS, *ECG_ROWS) if key not in present]
-    return Evaluation(tuple(rows), pl.concat(tables), _describe(options, data, skipped, reason, peer is not None))
+    notes = _notes(options, peer is not None, reason, no_random, skipped.height)
+    return Evaluation(tuple(rows), pl.concat(tables), _describe(options, data, skipped, notes))
 
 
 def _ecg_rows(
     options: LabelOptions,
     given: Given,
     text: System,
-    statements: pl.DataFrame,
+    tables: tuple[pl.DataFrame, pl.DataFrame],
     bundle: Callable[[], Bundle],
     progress: Progress,
-) -> tuple[list[Row], pl.DataFrame, pl.DataFrame]:
-    agreement, what = load_agreement(), f"fold {options.fold}"
-    loaded = bundle()
+) -> tuple[list[Row], pl.DataFrame, pl.DataFrame, str]:
+    """Return rows, table of labels, skipped records, and why there is no random encoder, if so."""
+    train, statements = tables
+    agreement, loaded = load_agreement(), bundle()
     agreement.reader.check(loaded.fingerprint)
+    encoders = {"bundle": loaded.encoder, "random": DualEncoder.random_like(loaded.encoder, seed=options.seed)}
     kept, encoded, skipped = encode_data(
-        options.data, given.data, statements, loaded.encoder, progress=progress, what=what
+        options.data, given.data, statements, encoders, progress=progress, what=f"fold {options.fold}"
     )
     given, text = given.take(kept), text.take(kept)
-    channels = agreement.reader.scores(encoded.features, encoded.embedding)
+    readings = {"bundle": Reading.of(agreement, text, encoded["bundle"])}
     shuffled = np.random.default_rng(options.seed).permutation(len(kept))
-    scores = {"text": text.log_odds, **channels}
-    log_odds = agreement.text_ecg.log_odds(scores)
-    both = System("text_ecg", log_odds, log_odds >= agreement.text_ecg.thresholds)
-    ecg = agreement.ecg.log_odds(channels)
-    control = agreement.text_ecg.log_odds({"text": text.log_odds, **{k: v[shuffled] for k, v in channels.items()}})
-    peers = {
-        "text": text.decided,
-        "ecg": ecg >= agreement.ecg.thresholds,
-        "shuffled_ecg": control >= agreement.text_ecg.thresholds,
-    }
-    rows = _rows(given, both, peers)
+    control = Reading.of(agreement, text, encoded["bundle"].take(shuffled))
+    peers = {"text": text, "ecg": readings["bundle"].ecg, "shuffled_ecg": control.both}
+    missing = ""
+    try:
+        untrained = fit_untrained(
+            options.data, train, statements, given.data.labels, encoders["random"], progress=progress, seed=options.seed
+        )
+        readings["random_encoder"] = Reading.of(untrained, text, encoded["random"])
+        peers["random_encoder"] = readings["random_encoder"].both
+    except InvalidInputError as error:
+        missing = str(error)
+    tested, *others = readings.values()
+    rows = _rows(given, tested.both, {name: peer.decided for name, peer in peers.items()})
+    rows += _calibration_rows(given, tested.both, peers)
     progress("few gold labels", 0, 1)
-    rows.append(few_gold(given, scores))
+    rows.append(few_gold(given, tested.scores, others[0].scores if others else None))
     progress("disagreements", 0, 1)
-    rows += disagreement(given, ecg >= agreement.ecg.thresholds, both)
-    return rows, _per_label(given, both), skipped
+    rows += disagreement(given, text, readings)
+    return rows, _per_label(given, tested.both), skipped, missing
 
 
 def _rows(given: Given, tested: System, peers: Mapping[str, NDArray[np.bool_]]) -> list[Row]:
     rows = []
-    naive = given.data.mentioned
+    peers = {"naive_mention": given.data.mentioned, **peers}
     for count, labels in ((20, LABELS_20), (56, LABELS_56)):
-        rows += _f1_rows(given, tested, {"naive_mention": naive, **peers}, f"{tested.name}/{{}}_f1_{count}", labels)
+        rows += _f1_rows(given, tested, peers, f"{tested.name}/{{}}_f1_{count}", labels)
+    return rows + _subgroup_rows(given, tested, peers)
+
+
+def _calibration_rows(given: Given, tested: System, peers: Mapping[str, System]) -> list[Row]:
+    """Return the rows ``ece`` and ``brier``; the prevalence is a constant probability, the rate of each label."""
     columns = given.data.columns(LABELS_20)
-    gold, probability = given.data.gold[:, columns], expit(tested.log_odds[:, columns])
-    rate = np.broadcast_to(gold.mean(axis=0), gold.shape)
-    pooled = _pooled_ece(given.data.gold, expit(tested.log_odds))
-    n = len(gold)
-    error = ece(gold, probability, given.weights)
-    rows.append(error.row(f"{tested.name}/ece", n, {"prevalence": 0.0}, n_labels=20, bins=15, value_pooled=pooled))
-    everything = float(np.square(expit(tested.log_odds) - given.data.gold).mean())
-    constant = float(np.square(rate - gold).mean())
-    squared = brier(gold, probability, given.weights)
-    rows.append(
-        squared.row(f"{tested.name}/brier", n, {"prevalence": constant}, n_labels=20, value_all_labels=everything)
-    )
-    return rows + _subgroup_rows(given, tested, {"naive_mention": naive, **peers})
+    gold, n, name = given.data.gold[:, columns], len(given.data.gold), tested.name
+    error, squared = (figure(gold, tested.probability[:, columns], given.weights) for figure in (ece, brier))
+    none = np.empty((n, 0), np.float32)
+    errors, squares = {"prevalence": 0.0}, {"prevalence": float(np.square(gold.mean(axis=0) - gold).mean())}
+    for peer, system in peers.items():
+        errors[peer] = ece(gold, system.probability[:, columns], none).value
+        squares[peer] = brier(gold, system.probability[:, columns], none).value
+    corrected = max(error.value - error.bias, 0.0)
+    pooled = _pooled_ece(given.data.gold, tested.probability)
+    everything = float(np.square(tested.probability - given.data.gold).mean())
+    return [
+        error.row(f"{name}/ece", n, errors, n_labels=20, bins=15, value_bias_corrected=corrected, value_pooled=pooled),
+        squared.row(f"{name}/brier", n, squares, n_labels=20, value_all_labels=everything),
+    ]
 
 
 def _pooled_ece(gold: NDArray[np.bool_], probability: NDArray[np.floating]) -> float:
@@ -233,18 +246,7 @@ def _per_label(given: Given, tested: System) -> pl.DataFrame:
     return pl.DataFrame(columns).with_columns(pl.col(pl.Float64).fill_nan(None))
 
 
-def _describe(
-    options: LabelOptions, data: LabelData, skipped: pl.DataFrame, reason: str, has_peer: bool
-) -> dict[str, Any]:
-    notes = []
-    if options.fold in TRAINING_FOLDS:
-        notes.append(f"the weights were fitted on fold {options.fold}: these figures are not held out.")
-    if reason:
-        notes.append(f"rows that need signals were not computed: {reason}.")
-    if not has_peer:
-        notes.append("the TF-IDF peer was left out: it needs the training folds, without the test fold.")
-    if not skipped.is_empty():
-        notes.append(f"{skipped.height} records could not be read and were left out of the rows that need signals.")
+def _describe(options: LabelOptions, data: LabelData, skipped: pl.DataFrame, notes: list[str]) -> dict[str, Any]:
     return {
         "fold": options.fold,
         "weights_fitted_on": list(TRAINING_FOLDS),
@@ -261,3 +263,19 @@ def _describe(
 def _counts(values: NDArray[np.str_]) -> tuple[list[str], list[int]]:
     names, counts = np.unique(values, return_counts=True)
     return names.tolist(), counts.tolist()
+
+
+def _notes(options: LabelOptions, has_peer: bool, reason: str, no_random: str, skipped: int) -> list[str]:
+    """Return what a reader of the figures must know."""
+    notes = []
+    if options.fold in TRAINING_FOLDS:
+        notes.append(f"the weights were fitted on fold {options.fold}: these figures are not held out.")
+    if reason:
+        notes.append(f"rows that need signals were not computed: {reason}.")
+    if not has_peer:
+        notes.append("the TF-IDF peer was left out: it needs the training folds, without the test fold.")
+    if no_random:
+        notes.append(f"the random encoder was left out, whose stack needs the training folds: {no_random}.")
+    if skipped:
+        notes.append(f"{skipped} records could not be read and were left out of the rows that need signals.")
+    return notes

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from mmecg.datasets.splits import subject_groups
+from mmecg.evaluation.cohort import Encoded
 from mmecg.evaluation.label_data import LABELS_20, LabelData
 from mmecg.evaluation.label_metrics import Figure, everything_f1, f1, precision_at
 from mmecg.evaluation.results import Row
-from mmecg.labels.agreement import CHANNELS, ECG_CHANNELS
+from mmecg.labels.agreement import CHANNELS, ECG_CHANNELS, Scores
 from mmecg.labels.evidence import mention_scores
 from mmecg.labels.few_gold import fit_few_gold
 from mmecg.labels.logistic import expit, f1_thresholds, fit_held_out
-from mmecg.labels.review import suspicion
+from mmecg.labels.review import queue_scores, suspicion
+from mmecg.labels.weights import Agreement
 
 GOLD_STUDIES = 500
 DRAWS = 5
 FLIPPED = 0.05
 TFIDF_PENALTY = 0.2
-MIN_PU_POSITIVES = 400
-"""With 8 % of them labelled, a code needs so many."""
 
 
 @dataclass(frozen=True)
@@ -35,16 +36,51 @@ class System:
     ----------
     name : str
     log_odds : float32, shape (n, labels)
-    decided : bool, shape (n, labels)
+    thresholds : float32, shape (labels,)
+        Log-odds from which on a label is decided present.
     """
 
     name: str
     log_odds: NDArray[np.float32]
-    decided: NDArray[np.bool_]
+    thresholds: NDArray[np.float32]
+
+    @cached_property
+    def decided(self) -> NDArray[np.bool_]:
+        """Which labels are decided present: bool, shape (n, labels)."""
+        return np.asarray(self.log_odds >= self.thresholds)
+
+    @cached_property
+    def probability(self) -> NDArray[np.float64]:
+        """Probability of every label: float64, shape (n, labels)."""
+        return expit(self.log_odds)
 
     def take(self, rows: NDArray[np.int64]) -> System:
         """Return some of the records."""
-        return System(self.name, self.log_odds[rows], self.decided[rows])
+        return System(self.name, self.log_odds[rows], self.thresholds)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one encoder's reader and stacks make of the records.
+
+    Attributes
+    ----------
+    scores : mapping of channel to floating, shape (n, labels)
+        Of text and ECG.
+    ecg, both : System
+        From the ECG alone, and with the text.
+    """
+
+    scores: Scores
+    ecg: System
+    both: System
+
+    @classmethod
+    def of(cls, agreement: Agreement, text: System, encoded: Encoded) -> Reading:
+        """Read encoded records."""
+        scores = {"text": text.log_odds, **agreement.reader.scores(encoded.features, encoded.embedding)}
+        ecg = System("ecg", agreement.ecg.log_odds(scores), agreement.ecg.thresholds)
+        return cls(scores, ecg, System("text_ecg", agreement.text_ecg.log_odds(scores), agreement.text_ecg.thresholds))
 
 
 @dataclass(frozen=True)
@@ -96,52 +132,17 @@ def tfidf_peer(train: pl.DataFrame, data: LabelData) -> NDArray[np.bool_] | None
     return np.asarray(found >= f1_thresholds(held_out, gold))
 
 
-def positive_unlabelled(train: pl.DataFrame, given: Given) -> list[Row]:
-    """Return the rows ``pu/f1_share_of_oracle/*``: what is left of F1 if most positives are not labelled.
-
-    Features are the 100 leading components of TF-IDF of the reports. Of the training positives of each of the 20 codes
-    20 % keep their label (``0.2``), or 8 to 32 % depending on the code (``0.2/label_dependent``); frequency and prior
-    are estimated. The value is the F1 at probability 0.5 as a share of that of the same model on all labels. The
-    baseline takes the unlabelled as negative. There is no interval: the share is that of one fit.
-    """
-    from mmecg.datasets.ptb_xl import label_matrix
-    from mmecg.labels.positive_unlabelled import simulate_positive_unlabelled
-
-    columns = given.data.columns(LABELS_20)
-    gold = label_matrix(train, LABELS_20)
-    keys = {"pu/f1_share_of_oracle/0.2": np.full(len(LABELS_20), 0.2)}
-    keys["pu/f1_share_of_oracle/0.2/label_dependent"] = np.geomspace(0.08, 0.32, len(LABELS_20))[::-1]
-    if not len(gold) or gold.sum(axis=0).min() < MIN_PU_POSITIVES:
-        why = f"a code has fewer than {MIN_PU_POSITIVES} positives in the training folds; give a folder that has them"
-        return [Row.missing(key, why) for key in keys]
-    features, tested = _text_components(train, given.data)
-    rows = []
-    for key, frequency in keys.items():
-        found = simulate_positive_unlabelled(
-            features, gold, tested, given.data.gold[:, columns], train["subject_id"].to_list(), frequency.tolist(),
-            given.seed,
-        )  # fmt: skip
-        baselines = {"naive_negative": found["f1_naive"] / found["f1_oracle"]}
-        rows.append(Row(key, found["f1_share_of_oracle"], np.nan, np.nan, len(tested), baselines, found))
-    return rows
-
-
-def _text_components(train: pl.DataFrame, data: LabelData) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    from sklearn.decomposition import TruncatedSVD
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    reader = TfidfVectorizer(ngram_range=(1, 2), min_df=5, sublinear_tf=True)
-    reduce = TruncatedSVD(100, random_state=0)
-    known = reduce.fit_transform(reader.fit_transform(train["report_text"].fill_null("").to_list()))
-    fresh = reduce.transform(reader.transform(data.table["report_text"].fill_null("").to_list()))
-    return known.astype(np.float32), fresh.astype(np.float32)
-
-
-def few_gold(given: Given, scores: Mapping[str, NDArray[np.floating]]) -> Row:
+def few_gold(given: Given, scores: Scores, untrained: Scores | None = None) -> Row:
     """Return the row ``few_gold_500/macro_f1_20``.
 
     500 studies, drawn by patient, lend their gold to a stack; it is tested on the other studies of the fold. Value and
     resamples are means over five draws. ``value_rules_only`` has no text weights: what the rules say enters as it is.
+
+    Parameters
+    ----------
+    given : Given
+    scores, untrained : mapping of channel to floating, shape (n, labels)
+        Of the bundle, and of an encoder that was never trained.
     """
     key = f"few_gold_{GOLD_STUDIES}/macro_f1_20"
     columns = given.data.columns(LABELS_20)
@@ -155,18 +156,21 @@ def few_gold(given: Given, scores: Mapping[str, NDArray[np.floating]]) -> Row:
         "rules_only": {**said, **ecg},
         "text": {"text": scores["text"][:, columns]},
     }
+    if untrained is not None:
+        variants["random_encoder"] = {name: untrained[name][:, columns] for name in CHANNELS}
     figures: dict[str, list[Figure]] = {name: [] for name in variants}
     for draw in range(DRAWS):
         known = _draw(given.data.subject_ids, given.seed + draw)
         rest = ~known
         for name, channels in variants.items():
             mode = fit_few_gold({k: v[known] for k, v in channels.items()}, gold[known], LABELS_20)
-            found = mode.stack.log_odds({k: v[rest] for k, v in channels.items()}) >= mode.stack.thresholds
+            found = mode.stack.decided({k: v[rest] for k, v in channels.items()})
             figures[name].append(f1(gold[rest], found, given.weights[rest])[0])
     means = {name: float(np.mean([figure.value for figure in found])) for name, found in figures.items()}
     samples = np.mean([figure.samples for figure in figures["value"]], axis=0)
     spread = float(np.std([figure.value for figure in figures["value"]]))
-    baselines = {"prevalence": everything_f1(gold)[0], "text": means["text"]}
+    peers = {name: value for name, value in means.items() if name in ("text", "random_encoder")}
+    baselines = {"prevalence": everything_f1(gold)[0], **peers}
     extra = {"draws": DRAWS, "std_over_draws": spread, "value_rules_only": means["rules_only"]}
     return Figure(means["value"], samples).row(key, len(gold) - GOLD_STUDIES, baselines, **extra)
 
@@ -180,43 +184,68 @@ def _draw(subject_ids: NDArray[np.str_], seed: int) -> NDArray[np.bool_]:
     return np.isin(patient_of, chosen)
 
 
-def disagreement(given: Given, ecg: NDArray[np.bool_], both: System) -> list[Row]:
+def disagreement(given: Given, text: System, readings: Mapping[str, Reading]) -> list[Row]:
     """Return the rows ``disagreement/*``: true label errors among the hundred most doubtful labels.
 
     ``simulated_flips``: 5 % of the positive gold labels of the 20 codes are taken away and as many are added where
     there is none; an error is a flipped label. ``mined_labels``: the labels are what the rules find in the text, the
-    queue holds those that the ECG decides otherwise, and an error is one that differs from gold validated by a human.
-    The headline is the lower of the two.
+    queue (:func:`mmecg.labels.review.queue_scores`) holds those that the ECG decides otherwise, and an error is one
+    that differs from gold validated by a human. The headline is the lower of the two.
+
+    Parameters
+    ----------
+    given : Given
+    text : System
+    readings : mapping of str to Reading
+        The first is under test, the others are baselines.
     """
-    columns = given.data.columns(LABELS_20)
-    gold, probability = given.data.gold[:, columns], expit(both.log_odds[:, columns])
-    flipped = _flip(gold, given.seed)
-    rows = [
-        _queue_row("simulated_flips", given.weights, suspicion(gold ^ flipped, probability), flipped, len(gold)),
-    ]
-    human = np.flatnonzero(given.data.table["validated_by_human"].fill_null(False).to_numpy())
-    if len(human):
-        mined, seen = given.data.mentioned[human][:, columns], ecg[human][:, columns]
-        doubt = np.where(mined != seen, suspicion(mined, probability[human]), -1.0)
-        rows.append(_queue_row("mined_labels", given.weights[human], doubt, mined != gold[human], len(human)))
-    else:
-        rows.append(Row.missing("disagreement/precision_at_100/mined_labels", "no record is validated by a human"))
+    rows = []
+    for name, queue_of in (("simulated_flips", _flipped_labels), ("mined_labels", _mined_labels)):
+        queues = {who: queue_of(given, text, reading) for who, reading in readings.items()}
+        rows.append(_queue_row(f"disagreement/precision_at_100/{name}", queues))
     lower = min(rows, key=lambda row: row.value)
-    extra = {"lower_of": [row.key for row in rows]}
-    return [
-        Row("disagreement/precision_at_100", lower.value, lower.low, lower.high, lower.n, lower.baselines, extra),
-        *rows,
-    ]
+    return [replace(lower, key="disagreement/precision_at_100", extra={"lower_of": [row.key for row in rows]}), *rows]
 
 
-def _queue_row(
-    name: str, weights: NDArray[np.float32], doubt: NDArray[np.float64], wrong: NDArray[np.bool_], n: int
-) -> Row:
-    queued = doubt >= 0
-    chance = float(wrong[queued].mean()) if queued.any() else 0.0
-    figure = precision_at(doubt, wrong & queued, weights)
-    extra = {"queue": int(queued.sum()), "errors": int(wrong.sum())}
-    return figure.row(f"disagreement/precision_at_100/{name}", n, {"prevalence": chance}, **extra)
+@dataclass(frozen=True)
+class _Queue:
+    """Labels by how doubtful they are (-1: not in the queue), which are wrong, and resamples of the records."""
+
+    doubt: NDArray[np.float64]
+    wrong: NDArray[np.bool_]
+    weights: NDArray[np.float32]
+
+    @property
+    def listed(self) -> NDArray[np.bool_]:
+        return np.asarray(self.doubt >= 0)
+
+    def precision(self) -> Figure:
+        return precision_at(self.doubt, self.wrong & self.listed, self.weights)
+
+
+def _queue_row(key: str, queues: Mapping[str, _Queue]) -> Row:
+    queue, *others = queues.values()
+    if not len(queue.doubt):
+        return Row.missing(key, "no record is validated by a human")
+    chance = float(queue.wrong[queue.listed].mean()) if queue.listed.any() else 0.0
+    peers = {who: other.precision().value for who, other in zip(list(queues)[1:], others, strict=True)}
+    extra = {"queue": int(queue.listed.sum()), "errors": int(queue.wrong.sum())}
+    return queue.precision().row(key, len(queue.doubt), {"prevalence": chance, **peers}, **extra)
+
+
+def _flipped_labels(given: Given, text: System, reading: Reading) -> _Queue:
+    columns = given.data.columns(LABELS_20)
+    gold = given.data.gold[:, columns]
+    flipped = _flip(gold, given.seed)
+    return _Queue(suspicion(gold ^ flipped, reading.both.probability[:, columns]), flipped, given.weights)
+
+
+def _mined_labels(given: Given, text: System, reading: Reading) -> _Queue:
+    human = np.flatnonzero(given.data.table["validated_by_human"].fill_null(False).to_numpy())
+    at = np.ix_(human, given.data.columns(LABELS_20))
+    mined = given.data.mentioned[at]
+    doubt = queue_scores(mined, text.decided[at], reading.ecg.decided[at], reading.both.probability[at])
+    return _Queue(doubt, mined != given.data.gold[at], given.weights[human])
 
 
 def _flip(gold: NDArray[np.bool_], seed: int) -> NDArray[np.bool_]:

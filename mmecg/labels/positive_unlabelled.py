@@ -61,21 +61,15 @@ _ITERATIONS, _TOLERANCE = 40, 1e-9
 
 
 @dataclass(frozen=True)
-class PositiveUnlabelledModel:
-    """A linear model of every label, fitted on what was mentioned.
+class LinearModel:
+    """A linear model of every label.
 
     Attributes
     ----------
-    label_frequency : float64, shape (labels,)
-        Estimated share of the present findings that were mentioned.
-    prior : float64, shape (labels,)
-        Estimated share of the records in which the finding is present.
     weight : float64, shape (features, labels)
     bias : float64, shape (labels,)
     """
 
-    label_frequency: Floats
-    prior: Floats
     weight: Floats
     bias: Floats
 
@@ -87,6 +81,22 @@ class PositiveUnlabelledModel:
         features : float, shape (n, features)
         """
         return expit(features @ self.weight + self.bias).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class PositiveUnlabelledModel(LinearModel):
+    """A linear model of every label, fitted on what was mentioned.
+
+    Attributes
+    ----------
+    label_frequency : float64, shape (labels,)
+        Estimated share of the present findings that were mentioned.
+    prior : float64, shape (labels,)
+        Estimated share of the records in which the finding is present.
+    """
+
+    label_frequency: Floats
+    prior: Floats
 
 
 def fit_positive_unlabelled(
@@ -134,7 +144,7 @@ def fit_positive_unlabelled(
     solution = fit(np.ones(len(inputs), np.bool_)) * slope
     solution[-1] += shift
     weight, bias = space.outwards(solution)
-    return PositiveUnlabelledModel(frequency, mentioned.mean(axis=0) / frequency, weight, bias)
+    return PositiveUnlabelledModel(weight, bias, frequency, mentioned.mean(axis=0) / frequency)
 
 
 def mask_labels(
@@ -159,69 +169,16 @@ def mask_labels(
     return np.asarray(labels & (rng.random(labels.shape) < share))
 
 
-def simulate_positive_unlabelled(
-    train_features: NDArray[np.floating],
-    train_labels: NDArray[np.bool_],
-    test_features: NDArray[np.floating],
-    test_labels: NDArray[np.bool_],
-    subjects: Sequence[str] | NDArray[np.generic],
-    frequency: float | Sequence[float],
-    seed: int = 0,
-    method: Method = "elkan_noto",
-) -> dict[str, float]:
-    """Mask the training labels, fit on what is left, and compare with the same linear model on all labels, the oracle.
+def fit_labelled(features: NDArray[np.floating], labels: NDArray[np.bool_]) -> LinearModel:
+    """Fit the same linear model on labels that are complete: the oracle, or what takes the unlabelled as negative.
 
     Parameters
     ----------
-    train_features, test_features : float, shape (n, features)
-    train_labels, test_labels : bool, shape (n, labels)
-    subjects : sequence of str, length n
-        Of the training records.
-    frequency : float or sequence of float, length labels
-        Share of the positives that stays.
-    seed : int
-        Of the masking and of the inner folds.
-    method : {"elkan_noto", "nnpu"}
-
-    Returns
-    -------
-    dict of str to float
-        Macro figures on the test records: ``f1``, ``f1_oracle``, ``f1_naive`` (unmentioned is negative), all at
-        probability 0.5, and ``f1_share_of_oracle``; ``auroc``, ``auroc_oracle`` and ``brier``, ``brier_oracle``. Means
-        over the labels: ``prior_error``, the absolute error of the prior, and ``log_frequency_error``, the absolute
-        error of the logarithm of the label frequency.
+    features : float, shape (n, features)
+    labels : bool, shape (n, labels)
     """
-    mentioned = mask_labels(train_labels, frequency, np.random.default_rng(seed))
-    model = fit_positive_unlabelled(train_features, mentioned, subjects, method, seed)
-    space = _Space.of(train_features)
-    inputs = space.inputs(train_features)
-    chance: dict[str, NDArray[np.floating]] = {"": model.probabilities(test_features)}
-    for name, targets in (("_oracle", train_labels), ("_naive", mentioned)):
-        weight, bias = space.outwards(_fit_soft(inputs, targets))
-        chance[name] = expit(test_features @ weight + bias)
-    figures = {
-        f"{figure}{name}": value
-        for name, probabilities in chance.items()
-        for figure, value in _figures(test_labels, probabilities).items()
-        if name != "_naive" or figure == "f1"
-    }
-    kept = mentioned.sum(axis=0) / train_labels.sum(axis=0)
-    return figures | {
-        "f1_share_of_oracle": figures["f1"] / figures["f1_oracle"],
-        "prior_error": float(np.abs(model.prior - train_labels.mean(axis=0)).mean()),
-        "log_frequency_error": float(np.abs(np.log(model.label_frequency / kept)).mean()),
-    }
-
-
-def _figures(labels: NDArray[np.bool_], probabilities: NDArray[np.floating]) -> dict[str, float]:
-    from sklearn.metrics import f1_score, roc_auc_score
-
-    both = labels.any(axis=0) & ~labels.all(axis=0)
-    return {
-        "f1": float(f1_score(labels, probabilities >= 0.5, average="macro", zero_division=0)),
-        "auroc": float(roc_auc_score(labels[:, both], probabilities[:, both], average="macro")),
-        "brier": float(np.mean((probabilities - labels) ** 2)),
-    }
+    space = _Space.of(features)
+    return LinearModel(*space.outwards(_fit_soft(space.inputs(features), labels)))
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def test_a_bundle_that_saw_every_fold_is_refused(bundle: Bundle) -> None:
 def test_the_stack_is_better_than_the_text_alone(bundle: Bundle) -> None:
     data, encoded = records()
     text, honest = fit_text(data), honest_scores(bundle, encoded, data, (1, 2), {})
-    agreement = fit_agreement(fit_reader(bundle, encoded, data, {}, corpus=50), honest, text, data)
+    agreement = fit_agreement(fit_reader(bundle.encoder, encoded, data, {}, corpus=50), honest, text, data)
     assert len(agreement.reader.corpus) == 50
     assert agreement.reader.fingerprint == bundle.fingerprint
     scores = {"text": text.held_out[honest.rows], **honest.channels}

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import brier_score_loss, f1_score
 
+from mmecg.evaluation.bootstrap import patient_weights
 from mmecg.evaluation.label_metrics import brier, ece, everything_f1, f1, f1_of_labels, precision_at
 
 
@@ -55,6 +56,15 @@ def test_ece_is_small_if_calibrated_and_the_shift_if_not() -> None:
     shift = float(np.abs(probability - low).mean())
     assert ece(gold, low, weights[:, :1]).value == pytest.approx(shift, abs=0.02)
     assert ece(gold, np.ones_like(probability), weights[:, :1]).value == pytest.approx(1 - gold.mean(), abs=1e-6)
+
+
+def test_the_interval_of_a_calibration_error_holds_its_value() -> None:
+    gold, probability, _ = sample(1500, 3)
+    figure = ece(gold, probability, patient_weights(np.arange(1500).astype(str), resamples=200))
+    row = figure.row("ece", 1500, {})
+    assert figure.bias > 0.002, "a resample is noisier than the fold"
+    assert row.low < row.value < row.high
+    assert figure.value - figure.bias < figure.value < 0.05
 
 
 def test_precision_counts_pairs_of_record_and_label() -> None:

@@ -12,7 +12,7 @@ from mmecg.errors import InvalidInputError
 from mmecg.evaluation.bootstrap import patient_weights
 from mmecg.evaluation.label_data import LABELS_20, LABELS_56, read_label_data
 from mmecg.evaluation.label_mining import ECG_ROWS, TEXT_ROWS, LabelOptions, evaluate_labels
-from mmecg.evaluation.label_protocols import Given, System, disagreement, few_gold, tfidf_peer
+from mmecg.evaluation.label_protocols import Given, Reading, System, disagreement, few_gold, tfidf_peer
 from mmecg.labels.assertion import LabelAssertion, Status
 from mmecg.labels.mining import LabelMiner
 from mmecg.labels.weights import load_text_evidence
@@ -69,8 +69,11 @@ def test_what_is_mentioned_is_the_rules_alone() -> None:
 
 def test_few_gold_beats_the_text_alone_and_says_what_it_used() -> None:
     given, scores = synthetic()
-    row = few_gold(given, scores)
+    noise = np.random.default_rng(1)
+    untrained = {name: noise.normal(size=values.shape) for name, values in scores.items()} | {"text": scores["text"]}
+    row = few_gold(given, scores, untrained)
     assert row.key == "few_gold_500/macro_f1_20"
+    assert row.baselines["random_encoder"] == pytest.approx(row.baselines["text"], abs=0.03)
     assert row.value > row.baselines["text"]
     assert row.low < row.value < row.high
     assert row.extra["draws"] == 5
@@ -80,12 +83,20 @@ def test_few_gold_beats_the_text_alone_and_says_what_it_used() -> None:
 
 def test_true_errors_come_first_in_both_queues() -> None:
     given, scores = synthetic(accuracy=4.0)
-    both = System("text_ecg", sum(scores.values()), sum(scores.values()) > 0)
-    rows = {row.key: row for row in disagreement(given, scores["probe"] > 0, both)}
+    zero = np.zeros(len(LABELS_20), np.float32)
+    text, ecg = System("text", scores["text"], zero), System("ecg", scores["probe"], zero)
+    blind = System("ecg", np.random.default_rng(1).permutation(scores["probe"]), zero)
+    readings = {
+        "bundle": Reading(scores, ecg, System("text_ecg", sum(scores.values()), zero)),
+        "random_encoder": Reading(scores, blind, System("text_ecg", scores["text"] + blind.log_odds, zero)),
+    }
+    rows = {row.key: row for row in disagreement(given, text, readings)}
     headline = rows.pop("disagreement/precision_at_100")
     assert {key.rsplit("/", 1)[1] for key in rows} == {"simulated_flips", "mined_labels"}
     assert headline.value == min(row.value for row in rows.values())
     assert headline.value > 0.9
+    for row in rows.values():
+        assert max(row.baselines["prevalence"], row.baselines["random_encoder"]) < row.value
     assert rows["disagreement/precision_at_100/simulated_flips"].baselines["prevalence"] < 0.1
 
 

@@ -9,12 +9,7 @@ from sklearn.linear_model import LogisticRegression
 
 from mmecg.errors import InvalidInputError
 from mmecg.labels import positive_unlabelled
-from mmecg.labels.positive_unlabelled import (
-    PENALTY,
-    fit_positive_unlabelled,
-    mask_labels,
-    simulate_positive_unlabelled,
-)
+from mmecg.labels.positive_unlabelled import PENALTY, fit_positive_unlabelled, mask_labels
 
 RECORDS, FEATURES = 6000, 5
 PRIORS = np.array([0.3, 0.1])
@@ -56,17 +51,6 @@ def test_probabilities_mean_what_they_say(train: tuple, mentioned: np.ndarray, m
     assert np.abs(chance.mean(axis=0) / labels.mean(axis=0) - 1).max() < 0.2
     for sure in (chance > 0.5, chance < 0.5):
         assert chance[sure].mean() == pytest.approx(labels[sure].mean(), abs=0.1)
-
-
-@pytest.mark.parametrize("method", ["elkan_noto", "nnpu"])
-@pytest.mark.parametrize("frequency", [0.2, (0.2, 0.7)])
-def test_most_of_the_oracle_is_recovered(train: tuple, method: str, frequency: float | tuple) -> None:
-    found = simulate_positive_unlabelled(*train, *population(3), SUBJECTS, frequency, method=method)
-    assert found["f1_naive"] < 0.6 * found["f1_oracle"]
-    assert found["f1_share_of_oracle"] == pytest.approx(1, abs=0.1)
-    assert found["auroc"] > found["auroc_oracle"] - 0.02
-    assert found["brier_oracle"] < found["brier"] < 1.5 * found["brier_oracle"]
-    assert found["prior_error"] < 0.06
 
 
 def test_newton_agrees_with_scikit_learn(train: tuple) -> None:

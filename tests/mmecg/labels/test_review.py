@@ -9,7 +9,16 @@ from cleanlab.rank import get_self_confidence_for_each_label
 
 from mmecg.errors import InvalidInputError
 from mmecg.labels.assertion import LabelAssertion, Status
-from mmecg.labels.review import TEXT_YES, Case, confident_errors, disagreement_queue, highlight, render_page, suspicion
+from mmecg.labels.review import (
+    TEXT_YES,
+    Case,
+    confident_errors,
+    disagreement_queue,
+    highlight,
+    queue_scores,
+    render_page,
+    suspicion,
+)
 
 HOSTILE = "AF <script>alert('x')</script> & \"possible\" LVH"
 
@@ -54,8 +63,8 @@ def test_the_queue_holds_disagreements_only_most_doubtful_first() -> None:
     ecg = np.array([[False, False], [True, False], [True, False]])
     both = np.array([[0.3, 0.1], [0.9, 0.02], [0.8, 0.1]])
     queue = disagreement_queue(
-        ["s1", "s2", "s3"], ["AFIB", "LVH"], text=text, ecg=ecg, text_probability=both, ecg_probability=both,
-        probability=both,
+        ["s1", "s2", "s3"], ["AFIB", "LVH"], text=text, words=text, ecg=ecg, text_probability=both,
+        ecg_probability=both, probability=both,
     )  # fmt: skip
     assert queue.select("study_id", "label", "kind").rows() == [
         ("s2", "LVH", "text yes, ECG no"),
@@ -64,9 +73,28 @@ def test_the_queue_holds_disagreements_only_most_doubtful_first() -> None:
     ]
     assert queue["suspicion"].to_list() == pytest.approx([0.98, 0.8, 0.7])
     assert disagreement_queue(
-        [], ["AFIB"], text=text[:0, :1], ecg=ecg[:0, :1], text_probability=both[:0, :1],
+        [], ["AFIB"], text=text[:0, :1], words=text[:0, :1], ecg=ecg[:0, :1], text_probability=both[:0, :1],
         ecg_probability=both[:0, :1], probability=both[:0, :1],
     ).is_empty()  # fmt: skip
+
+
+def test_an_entry_in_which_the_words_amount_to_what_the_ecg_says_comes_last() -> None:
+    """Reports say "anterior", codes and ECG say anteroseptal: nothing is wrong with the record."""
+    text = np.array([[True, False], [True, False], [True, True]])
+    words = np.array([[False, True], [True, False], [True, True]])
+    ecg = np.array([[False, True], [False, False], [True, True]])
+    both = np.array([[0.01, 0.99], [0.4, 0.1], [0.9, 0.9]])
+    scores = queue_scores(text, words, ecg, both)
+    np.testing.assert_allclose(scores, [[0.99, 0.99], [1.6, -1], [-1, -1]])
+    queue = disagreement_queue(
+        ["s1", "s2", "s3"], ["AMI", "ASMI"], text=text, words=words, ecg=ecg, text_probability=both,
+        ecg_probability=both, probability=both,
+    )  # fmt: skip
+    assert queue.select("study_id", "label", "coding_habit").rows() == [
+        ("s2", "AMI", False),
+        ("s1", "AMI", True),
+        ("s1", "ASMI", True),
+    ]
 
 
 def assertion(finding: str, text: str, *, cue: str = "") -> LabelAssertion:
@@ -105,7 +133,7 @@ def test_overlapping_evidence_is_marked_once() -> None:
 def test_the_page_loads_nothing_and_escapes_everything() -> None:
     entry = {
         "rank": 1, "study_id": "<b>7", "label": "LVH", "kind": "text yes, ECG no", "confident_error": True,
-        "text_probability": 0.9, "ecg_probability": 0.05, "probability": 0.12,
+        "coding_habit": False, "text_probability": 0.9, "ecg_probability": 0.05, "probability": 0.12,
     }  # fmt: skip
     page = render_page([Case(entry, HOSTILE, (), b"\x89PNG")], title="a < b", names={"LVH": "<i>left</i>"})
     assert "<script" not in page
@@ -122,11 +150,12 @@ def test_the_page_loads_nothing_and_escapes_everything() -> None:
 def test_the_page_says_how_the_text_speaks_of_the_label() -> None:
     entry = {
         "rank": 1, "study_id": "7", "label": "LVH", "kind": TEXT_YES, "confident_error": False,
-        "text_probability": 0.9, "ecg_probability": 0.05, "probability": 0.12,
+        "coding_habit": True, "text_probability": 0.9, "ecg_probability": 0.05, "probability": 0.12,
     }  # fmt: skip
     said = (assertion("AFIB", "<script>"), assertion("LVH", "LVH", cue="possible"))
     page = render_page([Case(entry, HOSTILE, said, b"")], title="t", names={})
     assert re.findall("<li>.*?</li>", page) == ["<li>“LVH”: <b>possible</b> <small>en/LVH/0 en/possible</small></li>"]
     assert "the report mentions it, the ECG says no" in page
+    assert "coding habit" in page
     hostile = render_page([Case({**entry, "label": "AFIB"}, HOSTILE, said, b"")], title="t", names={})
     assert "<li>“&lt;script&gt;”" in hostile
