@@ -1,0 +1,17 @@
+"""Prediction that knows the patient: calibrated, conditioned on earlier ECGs, able to abstain. See ``README.md``."""
+
+from mmecg.prediction.result import (
+    LabelChange,
+    LabelPrediction,
+    Measurement,
+    NeighbourEvidence,
+    Prediction,
+    PredictionOptions,
+    PriorEvidence,
+    Uncertainty,
+)
+
+__all__ = [
+    "LabelChange", "LabelPrediction", "Measurement", "NeighbourEvidence", "Prediction", "PredictionOptions",
+    "PriorEvidence", "Uncertainty",
+]  # fmt: skip

@@ -1,0 +1,268 @@
+"""What a prediction says: values only, so that a thin client can hold them.
+
+Labels are the 71 SCP-ECG statements of PTB-XL by their names (``"AFIB"``) and the five diagnostic superclasses as
+``"superclass/MI"``, because ``NORM`` is both a statement and a superclass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal
+
+from mmecg.errors import QueryError
+
+SUPERCLASS_PREFIX = "superclass/"
+Decision = Literal["present", "absent", "undecided", "not_supported"]
+Source = Literal["labels", "report", "ecg"]
+"""What is known of an earlier study: its labels, else what its report says, else its ECG alone."""
+
+FLAGS: dict[str, str] = {
+    "no_subject": "no subject was given, so no history was looked for",
+    "unknown_subject": "the corpus does not know the subject; the answer rests on this ECG alone",
+    "no_history": "the subject has no study before as_of",
+    "no_as_of": "neither as_of nor the time of the study was given, so nothing counts as earlier",
+    "history_truncated": "the subject has more earlier studies than are used; the latest were taken",
+    "as_of_in_future": "as_of lies in the future",
+    "before_birth": "as_of lies before the subject was born, by an age that an earlier study gives",
+    "implausible_vitals": "vitals contradict each other or an earlier study and were left out",
+    "no_cohort": "the corpus has too few labelled studies of other subjects for a vote",
+    "not_calibrated": "the recording is not 12 leads of 10 s, which is what the calibration is for",
+    "novel": "the recording is unlike those the model knows",
+}
+"""What a prediction may be flagged with, and what that means."""
+
+ABSTAIN_REASONS: dict[str, str] = {
+    "quality": "the recording is too poor",
+    "novelty": "the recording is unlike those the model knows",
+    "uncertain": "the model is among its least certain",
+}
+"""Why a prediction may abstain as a whole; single labels say why in :attr:`LabelPrediction.reason`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictionOptions:
+    """What is asked for.
+
+    Attributes
+    ----------
+    labels : tuple of str, optional
+        Labels to predict, or ``"all"`` / ``"superclass"``, or names of another vocabulary (``"snomed:164889003"``);
+        default all that have a head.
+    level : float
+        Promised coverage of the conformal sets, 0.5 to 0.99.
+    abstain_share : float
+        Share of studies like those of the calibration fold on which the model abstains as too uncertain, 0 to 0.9.
+    prevalence : mapping of str to float
+        Prevalence of a label at the caller's site, between 0 and 1, exclusive; the probability is shifted to it.
+    use_history, use_cohort : bool
+        Whether earlier studies of the subject, and studies of others, may count.
+    max_history : int
+        Earlier studies that are used, at most; the latest are.
+    """
+
+    labels: tuple[str, ...] | None = None
+    level: float = 0.9
+    abstain_share: float = 0.1
+    prevalence: Mapping[str, float] = field(default_factory=dict)
+    use_history: bool = True
+    use_cohort: bool = True
+    max_history: int = 16
+
+    def __post_init__(self) -> None:
+        for name, value, low, high in (
+            ("level", self.level, 0.5, 0.99),
+            ("abstain_share", self.abstain_share, 0.0, 0.9),
+            ("max_history", self.max_history, 1, 64),
+        ):
+            if not low <= value <= high:  # also refuses NaN
+                raise QueryError(f"{name} is {value}, expected {low:g} to {high:g}", field=f"options.{name}")
+        for label, share in self.prevalence.items():
+            if not 0 < share < 1:
+                message = f"prevalence of {label[:40]!r} is {share}, expected above 0 and below 1"
+                raise QueryError(message, field="options.prevalence")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelPrediction:
+    """What is predicted for one label.
+
+    Attributes
+    ----------
+    label : str
+    probability : float
+        Calibrated, with everything that was used; NaN if the recording does not support the label.
+    low, high : float
+        Venn-Abers interval of the probability.
+    single : float
+        Calibrated probability from this ECG (and the cohort) alone; equals ``probability`` if there is no history.
+    spread : float
+        Standard deviation of the ensemble's log-odds.
+    conformal_set : tuple of bool
+        Values that cannot be excluded at the promised level: ``(True,)``, ``(False,)``, both, or none.
+    decision : {"present", "absent", "undecided", "not_supported"}
+        ``present`` and ``absent`` if the conformal set has that value alone.
+    reason : str
+        Why it is undecided or not supported; empty otherwise.
+    """
+
+    label: str
+    probability: float
+    low: float
+    high: float
+    single: float
+    spread: float
+    conformal_set: tuple[bool, ...]
+    decision: Decision
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorEvidence:
+    """An earlier study of the subject that moved the prediction.
+
+    Attributes
+    ----------
+    study_id : str
+    days_before : float
+    source : {"labels", "report", "ecg"}
+    similarity : float
+        Cosine of its ECG embedding with the new one; NaN without an ECG.
+    weight : float
+        Share of the history's attention, averaged over the labels that were asked for; the priors' shares sum to 1.
+    effects : mapping of str to float
+        Log-odds that it added to each label that it moved most, strongest first.
+    """
+
+    study_id: str
+    days_before: float
+    source: Source
+    similarity: float
+    weight: float
+    effects: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeighbourEvidence:
+    """A similar study of another subject: its vote's weight (the votes sum to 1), and its labels among those asked."""
+
+    study_id: str
+    score: float
+    weight: float
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelChange:
+    """A label beside the last earlier study in which it is known.
+
+    Attributes
+    ----------
+    label : str
+    change : {"new", "gone", "persists"}
+        From the decision of the new ECG and the known value of the earlier study.
+    prior_study_id : str
+    days_before : float
+    source : {"labels", "report", "ecg"}
+    probability : float
+    serial : tuple of str
+        Serial findings of the vocabulary that this answers, such as ``"no_longer_evident"`` ones.
+    """
+
+    label: str
+    change: Literal["new", "gone", "persists"]
+    prior_study_id: str
+    days_before: float
+    source: Source
+    probability: float
+    serial: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """A regressed quantity with a conformal interval at the promised level, such as ``age_years``."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Uncertainty:
+    """How sure the prediction is as a whole.
+
+    Attributes
+    ----------
+    expected_errors : float
+        Mean over the labels of the smaller of probability and its complement.
+    rank : float
+        Share of calibration studies that were surer, 0 to 1.
+    spread : float
+        Mean spread of the ensemble over the labels.
+    novelty : float
+        Probability that the recording is not an ordinary adult 12-lead ECG, 0 to 1.
+    novelty_kind : str
+        What it most resembles (``"noise"``, ``"limb_swap"``, ``"inverted"``, ``"not_ecg"``, …); empty below 0.5.
+    """
+
+    expected_errors: float
+    rank: float
+    spread: float
+    novelty: float
+    novelty_kind: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """The answer.
+
+    Attributes
+    ----------
+    labels : tuple of LabelPrediction
+        In the order asked for.
+    changes : tuple of LabelChange
+        ``new`` and ``gone`` first.
+    priors : tuple of PriorEvidence
+        Latest first.
+    neighbours : tuple of NeighbourEvidence
+        Nearest first; empty if the cohort was not used.
+    measurements : tuple of Measurement
+    uncertainty : Uncertainty
+    abstained : bool
+        True if the whole prediction should not be acted upon; the probabilities are given all the same.
+    abstain_reasons : tuple of str
+        Keys of :data:`ABSTAIN_REASONS`.
+    flags : tuple of str
+        Keys of :data:`FLAGS`.
+    history_found : int
+        Earlier studies of the subject in the corpus and among those that the caller added.
+    history_used : int
+    as_of : datetime, optional
+    level : float
+    fingerprint : str
+        Of the bundle.
+    """
+
+    labels: tuple[LabelPrediction, ...]
+    changes: tuple[LabelChange, ...]
+    priors: tuple[PriorEvidence, ...]
+    neighbours: tuple[NeighbourEvidence, ...]
+    measurements: tuple[Measurement, ...]
+    uncertainty: Uncertainty
+    abstained: bool
+    abstain_reasons: tuple[str, ...]
+    flags: tuple[str, ...]
+    history_found: int
+    history_used: int
+    as_of: datetime | None
+    level: float
+    fingerprint: str
+
+    def __getitem__(self, label: str) -> LabelPrediction:
+        """Return the prediction of a label. Raises ``KeyError`` if it was not asked for."""
+        for one in self.labels:
+            if one.label == label:
+                return one
+        raise KeyError(label)
