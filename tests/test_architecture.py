@@ -27,7 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     **dict.fromkeys(("search", "datasets", "modeling", "labels", "encoders", "plotting"), MODELS),
     **dict.fromkeys(("bundle", "retriever", "prediction"), LIBRARY | {"training"}),
     **dict.fromkeys(("training", "evaluation"), LIBRARY | {"training", "evaluation"}),
-    "client": DOMAIN | {"search", "retriever", "datasets", "labels", "mmecg_pb"},
+    "client": DOMAIN | {"search", "retriever", "datasets", "labels", "prediction", "mmecg_pb"},
     "cli": LIBRARY | {"mmecg", "training", "evaluation", "client", "mmecg_index", "mmecg_server"},
     "mmecg_index": LIBRARY | {"mmecg"},
     "mmecg_server": LIBRARY | {"mmecg", "mmecg_pb", "mmecg_index", "client"},

@@ -81,7 +81,8 @@ def _build(kind: type[T], prefix: str, tensors: dict[str, Any], plain: dict[str,
         nested = next((option for option in options if dataclasses.is_dataclass(option)), None)
         if nested is not None:
             there = any(key.startswith(name + "/") for key in (*tensors, *plain))
-            found[item.name] = _build(nested, name + "/", tensors, plain) if there or type(None) not in options else None  # type: ignore[arg-type]
+            wanted = there or type(None) not in options
+            found[item.name] = _build(nested, name + "/", tensors, plain) if wanted else None
         elif name in tensors:
             found[item.name] = tensors[name]
         elif name in plain:
