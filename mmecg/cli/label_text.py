@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import dataclasses
 import json
 import sys
@@ -51,6 +52,8 @@ def run(args: argparse.Namespace) -> int:
     miner = LabelMiner(LANGUAGES if args.language == "auto" else (args.language,))
     failed = False
     for number, line in enumerate(sys.stdin.buffer, 1):
+        if number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
         answer = _label(miner, probability, number, line.rstrip(b"\r\n"))
         failed |= "error" in answer
         _print(answer, as_json=args.json)

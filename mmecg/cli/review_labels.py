@@ -9,6 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmecg.cli.inputs import positive_int
+
 if TYPE_CHECKING:
     import polars as pl
 
@@ -43,7 +45,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--fold", type=int, help="of a PTB-XL folder, the fold to read; default all")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results; made if missing")
     parser.add_argument("--labels", metavar="A,B,…", help="labels to compare; default the 20 most frequent")
-    parser.add_argument("--top", type=int, default=100, metavar="K", help="disagreements on the page (100)")
+    parser.add_argument("--top", type=positive_int, default=100, metavar="K", help="disagreements on the page (100)")
     parser.add_argument("--bundle", type=Path, help="the bundle that the weights belong to; default the shipped one")
     parser.add_argument("--json", action="store_true", help="print counts and paths as JSON")
     parser.set_defaults(run=run)
@@ -137,10 +139,14 @@ def _read(source: StudySource, bundle: Bundle) -> _Read:
 
 
 def _batches(source: StudySource) -> Iterator[list[Study]]:
-    """Yield the studies that have both a report and an ECG."""
-    both = iter(study for study in source if study.ecg is not None and study.report is not None)
+    both = _with_both(source)
     while batch := list(islice(both, _BATCH)):
         yield batch
+
+
+def _with_both(source: StudySource) -> Iterator[Study]:
+    """Yield the studies that have both a report and an ECG."""
+    return (study for study in source if study.ecg is not None and study.report is not None)
 
 
 def _queue(read: _Read, labels: Sequence[str]) -> pl.DataFrame:
@@ -172,10 +178,10 @@ def _page(shown: pl.DataFrame, read: _Read, source: StudySource) -> str:
     from mmecg.labels.review import Case, render_page
     from mmecg.labels.vocabulary import load_vocabulary
 
-    wanted = set(shown["study_id"].to_list())
-    pictures = {study.study_id: _draw(study.ecg) for study in source if study.study_id in wanted and study.ecg}
+    wanted = set(shown["row"].to_list())  # a study id may occur twice
+    pictures = {row: _draw(study.ecg) for row, study in enumerate(_with_both(source)) if row in wanted and study.ecg}
     cases = [
-        Case(entry, read.texts[entry["row"]], read.reports[entry["row"]], pictures.get(entry["study_id"], b""))
+        Case(entry, read.texts[entry["row"]], read.reports[entry["row"]], pictures[entry["row"]])
         for entry in shown.iter_rows(named=True)
     ]
     names = {finding.id: finding.name for finding in load_vocabulary().findings}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -78,6 +79,25 @@ def test_review_labels_writes_a_page_and_a_table(table: Path, tmp_path: Path, ru
     page = (out / "review.html").read_text()
     assert page.count("<section>") == min(2, queue.height)
     assert page.count("data:image/png;base64,iVBOR") == page.count("<section>")
+
+
+def test_review_labels_shows_each_ecg_beside_its_report_though_an_id_occurs_twice(
+    table: Path, tmp_path: Path, run: Callable
+) -> None:
+    studies = pl.read_parquet(table)
+    arguments = ("--labels", "AFIB,SR,PVC", "--top", 100, "--json")
+    assert run("review-labels", "--studies", table, "--out", tmp_path / "a", *arguments).code == 0
+    same = tmp_path / "same.parquet"
+    studies.with_columns(study_id=pl.lit("7")).write_parquet(same)
+    assert run("review-labels", "--studies", same, "--out", tmp_path / "b", *arguments).code == 0
+    first, second = ((tmp_path / name / "review.html").read_text() for name in "ab")
+    assert "<section>" in first
+    assert re.findall('base64,[^"]+', first) == re.findall('base64,[^"]+', second)
+
+
+@pytest.mark.parametrize("top", [0, -1])
+def test_review_labels_refuses_a_page_of_nothing(table: Path, tmp_path: Path, run: Callable, top: int) -> None:
+    assert run("review-labels", "--studies", table, "--out", tmp_path / "r", f"--top={top}").code == 2
 
 
 def test_review_labels_refuses_an_unknown_label_and_a_fold_of_a_table(

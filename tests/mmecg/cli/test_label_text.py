@@ -50,6 +50,11 @@ def test_language_can_be_given(label):
     assert label(b"", "--language", "fr").code == 2
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_line(label):
+    (item,) = json.loads(label(b"\xef\xbb\xbfsinus rhythm", "--json").out)["assertions"]
+    assert (item["start"], item["end"]) == (0, 12)
+
+
 def test_lines_for_people(label):
     outcome = label(b"sinus rhythm\n\nno atrial fibrillation\n")
     assert outcome.code == 0

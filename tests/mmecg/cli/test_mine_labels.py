@@ -203,9 +203,11 @@ def test_bad_files(run, tmp_path, name):
         (["--id-column", "id"], "no column 'id'"),
         (["--vocabulary", "icd"], "invalid choice"),
         (["--wide", "nowhere/wide.parquet"], "its folder does not exist"),
+        (["--wide", "out.parquet"], "--wide is the file of --out"),
     ],
 )
-def test_bad_arguments(run, reports, tmp_path, more, message):
+def test_bad_arguments(run, reports, tmp_path, monkeypatch, more, message):
+    monkeypatch.chdir(tmp_path)
     outcome = run("mine-labels", reports, "--out", tmp_path / "out.parquet", *more)
     assert outcome.code == 2
     assert message in outcome.error
