@@ -78,7 +78,7 @@ def _build(kind: type[T], prefix: str, tensors: dict[str, Any], plain: dict[str,
     for item in dataclasses.fields(kind):  # type: ignore[arg-type]
         name, hint = prefix + item.name, hints[item.name]
         options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-        nested = next((option for option in options if dataclasses.is_dataclass(option)), None)
+        nested: Any = next((option for option in options if dataclasses.is_dataclass(option)), None)
         if nested is not None:
             there = any(key.startswith(name + "/") for key in (*tensors, *plain))
             wanted = there or type(None) not in options
