@@ -92,10 +92,13 @@ def run(args: argparse.Namespace) -> int:
     """Mine a table."""
     from mmecg.cli.output import check_new
     from mmecg.cli.report_table import open_table
+    from mmecg.errors import InvalidInputError
 
     for path, what in ((args.out, "assertions"), (args.wide, "wide table")):
         if path is not None:
             check_new(path, what)
+    if args.wide is not None and args.wide.resolve() == args.out.resolve():
+        raise InvalidInputError("--wide is the file of --out, expected another; name two files")
     parent = args.out.absolute().parent
     with tempfile.TemporaryDirectory(dir=parent, prefix=".mine-labels-") as name, open_table(args, Path(name)) as table:
         summary = _mine_table(args, table, Path(name))
@@ -323,7 +326,7 @@ def _refiner(
 
 
 def _rows_in_time(assertions: pl.DataFrame, subjects: pl.LazyFrame, studies: pl.DataFrame) -> pl.DataFrame:
-    """Return row, subject and time of the rows that need a prior study; what the corpus knows of a study comes first."""
+    """Return row, subject and time of the rows that need a prior study; what the corpus knows comes first."""
     import polars as pl
 
     asked = assertions.filter("needs_prior").select("row", "study_id").unique(maintain_order=True)
