@@ -133,10 +133,13 @@ class Cue:
     direction: Direction = "forward"
     scope: int = 0
     reach: OneOf["", "all", "nearest"] = ""
+    yields: bool = False
 
     def __post_init__(self) -> None:
         if self.scope < 0:
             raise ConfigError(f"cue {self.id} has scope {self.scope}, expected 1 or more words, or none")
+        if self.yields and self.status != "serial":
+            raise ConfigError(f"cue {self.id} yields with status {self.status}, expected serial; leave yields out")
 
     @property
     def reaches_all(self) -> bool:

@@ -123,8 +123,8 @@ class Sentence:
     def reached(self, at: int, cue: Cue) -> list[Mention]:
         """Return the mentions that a cue reaches."""
         if cue.direction == "both":
-            sides = [side for side in (1, -1) if self._reached_on(at, cue, side)]
-            return self._reached_on(at, cue, min(sides, key=lambda side: self._nearest(at, side))) if sides else []
+            sides = {side: found for side in (1, -1) if (found := self._reached_on(at, cue, side))}
+            return min(sides.values(), key=lambda found: self._apart(at, found[0]), default=[])
         return self._reached_on(at, cue, 1 if cue.direction == "forward" else -1)
 
     def _reached_on(self, at: int, cue: Cue, side: int) -> list[Mention]:
@@ -190,9 +190,8 @@ class Sentence:
         before = self.neighbour(at, -1)
         return [before] if before else []
 
-    def _nearest(self, at: int, side: int) -> int:
-        mention = self.neighbour(at, side)
-        return self.distance(at, mention) if mention else 1 << 30
+    def _apart(self, at: int, mention: Mention) -> tuple[int, int]:
+        return self.distance(at, mention), self.breaks(at, mention.at)
 
     def _links(self, at: int) -> bool:
         event = self.events[at]

@@ -8,7 +8,8 @@ Nothing here looks at text or offsets, so that equal rows have equal statements 
 3. Cues reach mentions on their side, up to a terminator, a clause end, their scope in words, or a further cue of
    presence behind a mention; ``reach = "nearest"`` stops after the nearest mention and what is joined to it.
 4. Of the cues that reach a mention, the one of the latest :class:`~mmecg.labels.assertion.Status` decides; of serial
-   ones, the phrase itself, or the one of the shortest reach, or the nearest.
+   ones, the phrase itself, or the one of the shortest reach, or the nearest. Where all serial ones yield, any other
+   decides.
 """
 
 from __future__ import annotations
@@ -195,8 +196,10 @@ class Resolver:
             if status is not Status.SERIAL:
                 return _RANK[status], False, 0
             # "compared with", far ahead and for all that follows, says least of what has changed
-            return _RANK[status], not cue.reaches_all, -sentence.distance(at, mention)
+            return -1 if yields else _RANK[status], not cue.reaches_all, -sentence.distance(at, mention)
 
+        # what is new may be doubted ("possible new infarct"); what is gone is gone
+        yields = all(cue.yields for status, _, cue in mention.cues if status is Status.SERIAL)
         own = Status.PRESENT
         qualifiers = [(kind, value) for _, kind, value in sorted(mention.qualifiers)]
         if mention.role.kind is Kind.FINDING:

@@ -1,15 +1,19 @@
-"""Typing errors of a corpus, found once and beforehand: unknown words that are close to one word of the rules.
+"""Words that are not as they were meant: typing errors of a corpus, and letters lost in a wrong encoding.
 
+Typing errors are found once and beforehand: unknown words that are close to one word of the rules.
 A word is taken for a mistyped rule word if it is long enough, begins with the same letter, is within the edit distance
 for its length (transpositions count once), has no second rule word as near, and is much rarer in the corpus than the
 word it stands for. Words of the rules are never changed. Evidence stays the words as written.
+
+A letter that was lost (U+FFFD) is put back where exactly one word of the rules has it, most likely an umlaut.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -22,7 +26,16 @@ LONG = 9
 RARER = 10
 """How many times rarer than its rule word a typing error is, at least."""
 
+LOST = "\ufffd"
+"""What a decoder puts in the place of a byte that it cannot read."""
+MAX_LOST = 3
+"""Letters of a word that may be lost, at most."""
+
 _WORD = re.compile(rb"[a-z]+")
+_BROKEN_WORD = re.compile(rf"[^\W\d_]*(?:{LOST}[^\W\d_]*)+")
+_UMLAUTS = {"ae": "ä", "oe": "ö", "ue": "ü", "aa": "å", "ss": "ß"}
+_LOST_LETTERS = ((2, f"({'|'.join(_UMLAUTS)})"), (4, "(?<=[a-z])([a-z])(?=[a-z])"))
+"""Letters that must be left of a word, and what may stand in the place of a lost one: umlauts, else any, but inside."""
 
 
 def rule_words(rules: Iterable[Rules]) -> frozenset[bytes]:
@@ -92,3 +105,48 @@ class TypoMender:
             return plain
         joined = np.concatenate([*codes, plain.codes[last:]])
         return PlainText(joined.tobytes(), joined, np.concatenate([*index, plain.raw_index[last:]]))
+
+
+class LostLetters:
+    """Puts letters in the place of U+FFFD; the text keeps its length, so that offsets stay what they are.
+
+    Parameters
+    ----------
+    rules : sequence of Rules
+        The words of the language that knows most words of a line are tried first.
+    """
+
+    def __init__(self, rules: Sequence[Rules]) -> None:
+        self._rules = rules
+        self._find = lru_cache(65_536)(self._search)
+        self._words = lru_cache(len(rules))(lambda number: rule_words([self._rules[number]]))
+        self._listed = lru_cache(len(rules))(lambda number: b"\n".join(sorted(self._words(number))).decode())
+
+    def mend(self, raw: str) -> str:
+        """Return the text, of the same length, with the letters that can be told."""
+        if LOST not in raw:
+            return raw
+        return "\n".join(self._mend_line(line) if LOST in line else line for line in raw.split("\n"))
+
+    def _mend_line(self, line: str) -> str:
+        words = _WORD.findall(normalise(line).text)
+        numbers = range(len(self._rules))
+        order = tuple(sorted(numbers, key=lambda number: -sum(word in self._words(number) for word in words)))
+        return _BROKEN_WORD.sub(lambda found: self._find(found[0], order), line)
+
+    def _search(self, word: str, order: tuple[int, ...]) -> str:
+        """Return the word with its letters, or as it is if none fits, or several do."""
+        parts = word.split(LOST)
+        known = [normalise(part).text.decode().strip() for part in parts]
+        if len(parts) - 1 > MAX_LOST:
+            return word
+        for least, letter in _LOST_LETTERS:
+            if sum(map(len, known)) < least:
+                continue
+            pattern = re.compile(f"^{letter.join(map(re.escape, known))}$", re.MULTILINE)
+            for number in order:
+                fits = [found.groups() for found in pattern.finditer(self._listed(number))]
+                if len(fits) == 1:
+                    letters = [_UMLAUTS.get(one, one) for one in fits[0]]
+                    return "".join(part + one for part, one in zip(parts, [*letters, ""], strict=True))
+        return word

@@ -110,6 +110,11 @@ id = "replaced"
 status = "serial"
 patterns = ["has replaced"]
 [[cue]]
+id = "new"
+status = "serial"
+yields = true
+patterns = ["new"]
+[[cue]]
 id = "gone"
 status = "serial"
 patterns = ["no longer [evident|seen]"]

@@ -15,6 +15,7 @@ from mmecg.labels.rules import LANGUAGES, Kind, load_rules, rule_literals
 from mmecg.labels.vocabulary import load_vocabulary
 
 PTB_XL = Path(__file__).parents[4] / "shared" / "data" / "ptbxl"
+SIDES = {"backward": (0,), "forward": (1,), "both": (0, 1)}
 MAX_SHARE = 0.2
 """Where a finding is, another that it excludes may be at most so often, relative to how often it is overall."""
 
@@ -45,6 +46,16 @@ def test_every_serial_cue_of_the_rules_has_a_meaning_and_no_other_words_do(langu
     assert {literal for of, literal in load_serial_table().cues if of == language} == cues
 
 
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_only_words_for_what_is_there_now_yield_to_doubt(language: str) -> None:
+    rules, table = load_rules(language), load_serial_table()
+    for literal, roles in rule_literals(rules).items():
+        cues = [rules.cue[role.index] for role in roles if role.kind is Kind.CUE]
+        for side in {side for cue in cues if cue.yields for side in SIDES[cue.direction]}:
+            change = table.cues[language, literal.text][side]
+            assert table.changes[change].now is True or change == "compared", literal
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -69,6 +80,11 @@ def test_every_serial_cue_of_the_rules_has_a_meaning_and_no_other_words_do(langu
         ("left bundle branch block", {"CLBBB": ""}),
         ("vorhofflimmern nicht mehr nachweisbar", {"AFIB": "disappeared"}),
         ("unveränderter linksschenkelblock", {"CLBBB": "unchanged"}),
+        ("no significant change in atrial fibrillation", {"AFIB": "unchanged"}),
+        ("no change in the ECG", {"SERIAL_NO_CHANGE": "unchanged"}),
+        ("no longer evident ST elevation", {"STE_": "disappeared"}),
+        ("vänstergrenblock nytillkommet", {"CLBBB": "appeared"}),
+        ("ischemiförändringar som inte fanns på ekg 910218", {"ISC_": "appeared"}),
     ],
 )
 def test_what_words_say(changes: Callable[[str], dict[str, str]], text: str, expected: dict[str, str]) -> None:

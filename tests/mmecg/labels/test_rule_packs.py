@@ -119,6 +119,61 @@ def test_an_undetermined_age_is_that_of_what_stands_before_it(
     assert (said[finding], said[other]) == ((("age", "undetermined"),), ())
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("st & t abnorm, wahrscheinlich hochlaterale ischämie", {"ST_ABNORMALITY": "present", "ISCLA": "probable"}),
+        ("kammerhypertrophie lvh, wahrscheinlich", {"LVH": "probable"}),
+        ("inferiorer infarkt, wahrscheinlich alt", {"IMI": "present"}),
+        ("q in iii (nicht signifikant) normales ekg", {"QWAVE": "present", "NORM": "present"}),
+        ("keine signifikante st-senkung", {"STD_": "negated"}),
+        ("(aneurysma bekannt) fehlende r-progression", {"ANEUR": "historical", "POOR_R_WAVE_PROGRESSION": "present"}),
+        ("bekanntes vorhofflimmern", {"AFIB": "historical"}),
+        (
+            "lagetyp normal vorhofsüberlastung wahrscheinlich",
+            {"NORMAL_AXIS": "present", "ATRIAL_ENLARGEMENT": "probable"},
+        ),
+        ("schenkelblock, vollständig, rechts", {"CRBBB": "present"}),
+        ("v.a. neu aufgetretenen inferioren infarkt", {"IMI": "possible"}),
+        ("AF with RVR", {"AFIB": "present", "RAPID_VENTRICULAR_RESPONSE": "present"}),
+        ("AFib w/ rapid ventricular response", {"AFIB": "present", "RAPID_VENTRICULAR_RESPONSE": "present"}),
+        ("no change in atrial fibrillation", {"AFIB": "serial"}),
+        ("no longer evident ST elevation", {"STE_": "serial"}),
+        ("sinus rhythm, no longer evident ST elevation", {"SR": "present", "STE_": "serial"}),
+        ("AF is no longer evident, ST elevation in V1", {"AFIB": "serial", "STE_": "present"}),
+        ("possible new infarct", {"MI": "possible"}),
+        ("new infarct", {"MI": "serial"}),
+        ("compared with tracing of 9:92, probable LVH", {"LVH": "probable"}),
+        ("possible infarct is no longer evident", {"MI": "serial"}),
+        ("t waves are flat in i and inverted in avl", {"NDT": "present", "INVT": "present"}),
+        ("p waves are inverted in ii", {"P_WAVE_ABNORMALITY": "present"}),
+        ("vänstergrenblock nytillkommet", {"CLBBB": "serial"}),
+        ("nytillkommen infarkt", {"MI": "serial"}),
+        ("regelbunden rytm, inga p-våg funna", {"NO_P_WAVES": "present"}),
+        ("ökad risk för totalt av-block", {"3AVB": "conditional"}),
+        (
+            "överväg färsk inferior peri- eller myokardskada",
+            {"IMI": "alternative", "ACUTE_PERICARDITIS": "alternative"},
+        ),
+        ("st-sänkning inferolateralt, såsom vid ischemi", {"STD_": "present", "ISCIL": "probable"}),
+        ("lateral myokard affektion", {"INJLA": "present", "LATERAL_INJURY": "present"}),
+    ],
+)
+def test_how_a_text_speaks_of_all_that_it_names(miner: LabelMiner, text: str, expected: dict[str, str]) -> None:
+    assert {item.finding: item.status for item in miner.mine(text)} == expected
+
+
+def test_a_doubted_comparison_still_needs_the_prior_study(miner: LabelMiner) -> None:
+    (said,) = miner.mine("possible new left bundle branch block")
+    assert (said.status, said.needs_prior, said.change) == (Status.POSSIBLE, True, "")
+
+
+@pytest.mark.parametrize("age", ["ålder obestämd", "ålder ej bestämd", "ålder okänd", "av okänd ålder"])
+def test_an_unknown_age_is_read_in_swedish(miner: LabelMiner, age: str) -> None:
+    (said,) = miner.mine(f"inferior infarkt {age}")
+    assert (said.finding, said.qualifiers) == ("IMI", (("age", "undetermined"),))
+
+
 def test_atrial_fibrillation_is_no_accessory_pathway(miner: LabelMiner) -> None:
     found = {item.finding for item in miner.mine("Atrial fibrillation with PVC(s) or aberrant ventricular conduction")}
     assert not found & {"WPW", "PREEXCITATION", "SVTAC", "SVT_WITH_ABERRANCY", "TACHYCARDIA"}

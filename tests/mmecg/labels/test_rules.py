@@ -65,6 +65,7 @@ def test_literals_are_in_plain_form() -> None:
         ),
         ({"language": "en", "qualifier": [{"kind": "size", "value": "x", "patterns": ["x"]}]}, "'size'"),
         ({"language": "en", "cue": [{"id": "c", "status": "possible", "patterns": ["c"], "scope": -1}]}, "scope -1"),
+        ({"language": "en", "cue": [{"id": "c", "status": "negated", "patterns": ["c"], "yields": True}]}, "yields"),
         ({"language": "en", "finding": [{"id": "A", "patterns": ["a*b"]}]}, "at the beginning or end only"),
         ({"language": "en", "finding": [{"id": "A", "patterns": ["[a]"]}]}, "expected words"),
         ({"language": "en", "finding": [{"id": "A", "patterns": ["中"]}]}, "expected words"),

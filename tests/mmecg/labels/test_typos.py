@@ -4,8 +4,8 @@ import pytest
 
 from mmecg.labels.mining import LabelMiner
 from mmecg.labels.normalise import normalise
-from mmecg.labels.rules import load_rules
-from mmecg.labels.typos import TypoMender, find_typos, rule_words
+from mmecg.labels.rules import LANGUAGES, load_rules
+from mmecg.labels.typos import LostLetters, TypoMender, find_typos, rule_words
 
 CORPUS = ["atrial fibrillation"] * 40 + ["atrial fibrilation", "atrial fibrillatoin?", "left hypertrophy", "infarcts"]
 
@@ -52,3 +52,32 @@ def test_map_to_raw_text_never_goes_back() -> None:
     index = plain.raw_index.tolist()
     assert index == sorted(index)
     assert len(index) == len(plain.codes) == len(plain.text)
+
+
+@pytest.mark.parametrize(
+    ("raw", "mended"),
+    [
+        ("v\ufffdnstersidigt sk\ufffdnkelblock", "vänstersidigt skänkelblock"),
+        ("amplitudenkriterien f\ufffdr linkshypertrophie", "amplitudenkriterien für linkshypertrophie"),
+        ("amplitudkriterier f\ufffdr v\ufffdnster kammarhypertrofi", "amplitudkriterier för vänster kammarhypertrofi"),
+        ("LINKSHYPERTROPHIE M\ufffdGLICH", "LINKSHYPERTROPHIE MöGLICH"),
+        ("\ufffdberdrehter linkstyp", "überdrehter linkstyp"),
+        ("v\ufffd\ufffdnstergrenblock", "vaenstergrenblock"),  # both bytes of a letter were lost
+        ("sinus\ufffdhythm sinusrhyt\ufffdmus", "sinus\ufffdhythm sinusrhythmus"),
+        ("inferior\ufffd infarkt", "inferior\ufffd infarkt"),  # may have been a quotation mark
+        ("f\ufffdr \ufffd\ufffd 5\ufffd", "für \ufffd\ufffd 5\ufffd"),
+        ("x" * 50 + "\ufffd" * 50, "x" * 50 + "\ufffd" * 50),
+        ("möglich", "möglich"),
+    ],
+)
+def test_lost_letters_are_put_back_where_one_word_has_them(raw: str, mended: str) -> None:
+    found = LostLetters([load_rules(language) for language in LANGUAGES]).mend(raw)
+    assert found == mended
+    assert len(found) == len(raw)
+
+
+def test_evidence_of_a_mended_word_is_the_raw_text() -> None:
+    text = "sinusrytm\r\nv\ufffdnstersidigt sk\ufffdnkelblock \ufffd"
+    rhythm, block = LabelMiner().mine(text)
+    assert (rhythm.finding, block.finding) == ("SR", "CLBBB")
+    assert text[block.start : block.end] == "v\ufffdnstersidigt sk\ufffdnkelblock"
