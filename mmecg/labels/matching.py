@@ -121,7 +121,7 @@ class Matcher:
         sentences = int(sentence_at[-1]) + 1 if sentence_at.size else 0
         language = self._languages(pattern, sentence, sentences)
         word_at = np.cumsum(is_word[:-1] & ~np.concatenate([[False], is_word[:-2]])[: sentence_at.size], dtype=np.int32)
-        word = word_at[start] + (self.word_counts[pattern] == 0)
+        word = word_at[start] + ~is_word[start]
         found = Matches(pattern, start, end, word.astype(np.int32), sentence, language[sentence])
         found = self._with_separators(found, plain, raw, language, sentence_at, word_at)
         speaks = np.zeros(sentences, dtype=bool)

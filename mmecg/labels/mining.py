@@ -26,7 +26,7 @@ from mmecg.labels.rules import LANGUAGES, RULES_FOLDER, Kind, Role, Rules, load_
 from mmecg.labels.sentence import JOINED_GAP, Event
 from mmecg.labels.status import ALTERNATIVE_SCOPE, QUALIFIER_SCOPE, Resolver, Statement
 from mmecg.labels.tables import ASSERTION_SCHEMA, Probability, mine_batch
-from mmecg.labels.typos import TypoMender
+from mmecg.labels.typos import LostLetters, TypoMender
 from mmecg.report import check_text
 
 BATCH_ROWS = 50_000
@@ -98,6 +98,7 @@ class LabelMiner:
         self._finding_numbers = {name: number for number, name in enumerate(self.findings)}
         self._statement_numbers: dict[Statement, int] = {}
         self._matcher = Matcher(rules)
+        self._lost = LostLetters(rules)
         self._mender = TypoMender(typos or {})
         self.stops = self._matcher.stops
         self._resolvers = [Resolver(item) for item in rules]
@@ -208,7 +209,7 @@ class LabelMiner:
         texts : sequence of str
             Without leaked codes or boilerplate: what :func:`mmecg.labels.normalise.blank_masked` returns.
         """
-        raw = "\n".join(texts)
+        raw = self._lost.mend("\n".join(texts))
         plain = self._mender.mend(normalise(raw))
         found = self._matcher.match(plain, raw)
         rows, base = self._resolve(found)

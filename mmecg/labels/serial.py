@@ -31,6 +31,7 @@ REASONS = {
     "needs_measurement": "the statement compares a measurement, which labels and reports do not hold",
     "whole_ecg": "the statement is about the whole ECG, not about a finding",
     "denied": "the change is denied, which leaves open how it was before",
+    "doubted": "the finding is doubted, and so is how it was before",
 }
 """Why a statement needs a prior study (the first three) or stays unknown."""
 
@@ -220,7 +221,7 @@ class SerialResolver:
         meaning = self._table.changes[change or COMPARED]
         now = before = value = None
         if status is not Status.SERIAL:
-            expected, reason = [], "denied"
+            expected, reason = [], "denied" if status is Status.NEGATED else "doubted"
         elif parts:  # a serial finding speaks of other findings
             expected = [(part.of, self._table.changes[part.change].before) for part in parts if part.of]
             reason = "".join(part.unknown for part in parts)
