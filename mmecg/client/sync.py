@@ -170,7 +170,7 @@ class Client:
             As it was written; offsets in the answer refer to it.
         study_id : str, optional
         language : {"", "de", "en", "sv"}
-            Empty: found out, clause by clause.
+            Empty: found out, sentence by sentence.
         vocabulary : {"", "scp", "snomed", "ecgfounder", "ecg_fm"}
             Code system of the labels; empty: the findings' own identifiers.
         """

@@ -119,7 +119,7 @@ class MineLabelsRequest(_message.Message):
     study_id: _builtins.str
     """A study of the corpus that has a report. Offsets refer to the raw report of the study."""
     language: _builtins.str
-    """Language of the text: "de", "en" or "sv". Empty means: found out, clause by clause."""
+    """Language of the text: "de", "en" or "sv". Empty means: found out, sentence by sentence."""
     vocabulary: _builtins.str
     """Code system of the labels: "scp", "snomed", "ecgfounder" or "ecg_fm". Empty means the findings' own identifiers."""
     def __init__(
