@@ -1,4 +1,4 @@
-"""Tables of reports as commands read them: CSV in any encoding, Parquet; and what is wrong with them, in clear words."""
+"""Tables of reports as commands read them: CSV in any encoding, Parquet; and what is wrong with them, said plainly."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def text_columns_of(columns: list[str]) -> list[str]:
 
 def _encoding(text: str) -> str:
     try:
-        b"".decode(text)  # refuses codecs that are not of text
+        b" ".decode(text, "replace")  # refuses codecs that are not of text
         return codecs.lookup(text).name
     except LookupError:
         raise argparse.ArgumentTypeError(

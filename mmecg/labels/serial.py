@@ -48,7 +48,7 @@ RESOLUTION_SCHEMA = pl.Schema(
 )
 """Columns that :meth:`SerialResolver.resolve_table` adds: the fields of ``SerialResolution``."""
 
-_KEY = ("study_id", "finding", "status", "change")
+_SAID = ("finding", "status", "change")
 _MAX_REMEMBERED = 10_000
 
 
@@ -118,7 +118,7 @@ class SerialResolver:
         assertions : polars.DataFrame
             :data:`mmecg.labels.tables.ASSERTION_SCHEMA`.
         priors : polars.DataFrame
-            What :func:`prior_studies` returns for the corpus.
+            What :func:`prior_studies` returns, for the studies of the corpus or for rows of a table.
 
         Returns
         -------
@@ -130,18 +130,19 @@ class SerialResolver:
         def known_of(study_id: str) -> tuple[_Known, ...]:
             return self._known(self._corpus.get([study_id], with_signal=False)[0])
 
-        asked = assertions.filter("needs_prior").select(_KEY).unique(maintain_order=True)
-        asked = asked.join(priors, on="study_id", how="left", maintain_order="left")
+        key = "row" if "row" in priors.columns else "study_id"
+        asked = assertions.filter("needs_prior").select(key, *_SAID).unique(maintain_order=True)
+        asked = asked.join(priors, on=key, how="left", maintain_order="left")
         rows = []
-        for study_id, finding, status, change, prior_id, days, reason in asked.iter_rows():
+        for asking, finding, status, change, prior_id, days, reason in asked.iter_rows():
             prior = _Prior(prior_id, days) if prior_id else _Prior(reason=reason or "no_subject")
             found = self._judge(finding, Status(status), change, prior, known_of(prior_id) if prior_id else ())
-            rows.append((study_id, finding, status, change, *dataclasses.astuple(found)))
-        schema = pl.Schema([*((name, pl.String()) for name in _KEY), *RESOLUTION_SCHEMA.items()])
+            rows.append((asking, finding, status, change, *dataclasses.astuple(found)))
+        schema = pl.Schema([*((name, assertions.schema[name]) for name in (key, *_SAID)), *RESOLUTION_SCHEMA.items()])
         resolved = pl.DataFrame(rows, schema=schema, orient="row").with_columns(
             pl.col("prior_study_id", "reason").replace("", None), pl.lit(True).alias("needs_prior")
         )
-        on = [*_KEY, "needs_prior"]
+        on = [key, *_SAID, "needs_prior"]
         return assertions.join(resolved, on=on, how="left", nulls_equal=True, maintain_order="left")
 
     def _prior(self, subject_id: str | None, acquired_at: datetime | None) -> tuple[_Prior, tuple[_Known, ...]]:
@@ -242,24 +243,30 @@ class SerialResolver:
         return SerialResolution(resolution, reason, now, before, value, prior.study_id, prior.days)
 
 
-def prior_studies(studies: pl.DataFrame) -> pl.DataFrame:
-    """Return for each study the last one of its subject that was acquired strictly before it.
+def prior_studies(studies: pl.DataFrame, rows: pl.DataFrame | None = None) -> pl.DataFrame:
+    """Return for each study, or each row of a table, the last study of its subject that was acquired strictly before.
 
     Parameters
     ----------
     studies : polars.DataFrame
         ``study_id``, ``subject_id`` and ``acquired_at``, as :meth:`mmecg.search.CorpusStore.metadata` has them; a study
         without a time has no prior study and is none.
+    rows : polars.DataFrame, optional
+        ``row``, ``subject_id`` and ``acquired_at`` (UTC, without a zone) of what needs a prior study, null where it is
+        not known; default are the studies themselves.
 
     Returns
     -------
     polars.DataFrame
-        One row a study: ``study_id``, ``prior_study_id``, ``days_since_prior`` and ``reason`` (a key of :data:`REASONS`
-        where there is no prior study, else null).
+        One row a study, or row: ``study_id`` or ``row``, ``prior_study_id``, ``days_since_prior`` and ``reason`` (a key
+        of :data:`REASONS` where there is no prior study, else null).
     """
-    columns = studies.select("study_id", "subject_id", "acquired_at")
-    timed = columns.filter(pl.col("acquired_at").is_not_null()).sort("acquired_at", "study_id")
-    earlier = timed.select(
+    key = "study_id" if rows is None else "row"
+    columns = (studies if rows is None else rows).select(key, "subject_id", "acquired_at")
+    columns = columns.cast({"acquired_at": studies.schema["acquired_at"]})
+    timed = columns.filter(pl.col("acquired_at").is_not_null()).sort("acquired_at", key)
+    earlier = studies.filter(pl.col("acquired_at").is_not_null()).sort("acquired_at", "study_id")
+    earlier = earlier.select(
         "subject_id", "acquired_at", pl.col("study_id").alias("prior_study_id"), pl.col("acquired_at").alias("prior_at")
     )
     found = timed.join_asof(
@@ -272,10 +279,12 @@ def prior_studies(studies: pl.DataFrame) -> pl.DataFrame:
     )
     untimed = columns.filter(pl.col("acquired_at").is_null())
     return pl.concat([found, untimed], how="diagonal").select(
-        "study_id",
+        key,
         "prior_study_id",
         ((pl.col("acquired_at") - pl.col("prior_at")) / timedelta(days=1)).alias("days_since_prior"),
-        pl.when(pl.col("acquired_at").is_null())
+        pl.when(pl.col("subject_id").is_null())
+        .then(pl.lit("no_subject"))
+        .when(pl.col("acquired_at").is_null())
         .then(pl.lit("no_time"))
         .when(pl.col("prior_study_id").is_null())
         .then(pl.lit("no_prior"))

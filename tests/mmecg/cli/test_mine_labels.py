@@ -75,12 +75,19 @@ def test_parquet_with_numbered_columns_and_json(run, tmp_path):
         "assertions": 1,
         "flags": {},
         "findings": {"SR": {"present": 1}},
+        "names": {"SR": "sinus rhythm"},
     }
     assert pl.read_parquet(out).select("study_id", "column").row(0) == ("7", "report_10")
 
 
 @pytest.mark.parametrize(
-    ("vocabulary", "code"), [("scp", "AFIB"), ("snomed", "164889003"), ("ecg-fm", "Atrial fibrillation")]
+    ("vocabulary", "code"),
+    [
+        ("scp", "AFIB"),
+        ("snomed", "164889003"),
+        ("ecg-fm", "Atrial fibrillation"),
+        ("ecg_fm", "Atrial fibrillation"),
+    ],
 )
 def test_codes_of_another_system(run, reports, tmp_path, vocabulary, code):
     out, wide = tmp_path / "out.parquet", tmp_path / "wide.parquet"
@@ -96,7 +103,13 @@ def test_summary_says_how_mentions_are_spread(run, tmp_path):
     pl.DataFrame({"report": texts}).write_csv(path)
     outcome = run("mine-labels", path, "--out", tmp_path / "out.parquet")
     (line,) = (line.split() for line in outcome.out.splitlines() if line.split()[:1] == ["LVH"])
-    assert line == ["LVH", "4", "1", "1", "1", "1"]
+    assert line == ["LVH", "left", "ventricular", "hypertrophy", "4", "1", "1", "1", "1"]
+
+
+def test_summary_says_what_codes_are_called(run, reports, tmp_path):
+    outcome = run("mine-labels", reports, "--out", tmp_path / "out.parquet", "--vocabulary", "snomed")
+    (line,) = (line.split() for line in outcome.out.splitlines() if line.split()[:1] == ["164889003"])
+    assert line == ["164889003", "atrial", "fibrillation", "2", "1", "0", "1", "0"]
 
 
 def test_gzip_other_columns_and_no_ids(run, tmp_path):
@@ -123,6 +136,28 @@ def test_wrong_encoding_is_flagged_and_mined(run, tmp_path):
     assert outcome.code == 0
     assert "1 rows flagged encoding" in outcome.err
     assert pl.read_parquet(out)["finding"].to_list() == ["LVH", "SR"]
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16", "utf-8-sig"])
+@pytest.mark.parametrize(("separator", "named"), [(";", ";"), ("\t", "tab"), ("\t", "\\t"), (",", ",")])
+def test_encoding_and_separator(run, tmp_path, encoding, separator, named):
+    path, out, wide = tmp_path / "a.csv.gz", tmp_path / "out.parquet", tmp_path / "wide.parquet"
+    rows = ["study_id,report", "1,linkshypertrophie möglich", '2,"sinusrhythmus\nvänstergrenblock"', "3,"]
+    path.write_bytes(gzip.compress("\n".join(rows).replace(",", separator).encode(encoding)))
+    outcome = run(
+        "mine-labels", path, "--out", out, "--wide", wide, "--encoding", encoding, "--separator", named, "--jobs", 1
+    )
+    assert outcome.code == 0, outcome.err
+    assert pl.read_parquet(out)["evidence"].to_list() == ["linkshypertrophie", "sinusrhythmus", "vänstergrenblock"]
+    assert pl.read_parquet(wide)["flags"].to_list() == [[], [], ["empty"]]
+
+
+def test_bytes_that_the_encoding_lacks_cost_no_row(run, tmp_path):
+    path, wide = tmp_path / "a.csv", tmp_path / "wide.parquet"
+    path.write_bytes(b"study_id,report\n1,sinusrhythmus \xff\n2,flutter\n")
+    outcome = run("mine-labels", path, "--out", tmp_path / "out.parquet", "--wide", wide, "--encoding", "ascii")
+    assert "1 rows flagged encoding; name the encoding of the table with --encoding" in outcome.err
+    assert pl.read_parquet(wide).select("SR", "flags").rows() == [(True, ["encoding"]), (None, [])]
 
 
 def test_typos_are_mended_on_request(run, tmp_path):
@@ -160,6 +195,45 @@ def test_prior_study_is_looked_up_in_the_corpus(run, corpus, tmp_path):
     ]
 
 
+def test_prior_study_of_rows_that_the_corpus_lacks(run, corpus, tmp_path):
+    """Subject and time stand in the table; what the corpus knows of a study comes first; never a later study."""
+    path, out, wide = tmp_path / "a.csv", tmp_path / "out.parquet", tmp_path / "wide.parquet"
+    rows = {
+        "new": ("subject-1", "1990-01-04 12:00"),
+        "zoned": ("subject-1", "1990-01-05T01:00+01:00"),
+        "same moment": ("subject-1", "1990-01-03T00:00"),
+        "study-3": ("subject-9", "2030-01-01"),
+        "untimed": ("subject-1", "yesterday"),
+        "nobody": ("", "1990-01-05"),
+        "twice": ("subject-1", "1990-01-04 12:00"),
+    }
+    ids = [*rows, "twice"]
+    subjects, times = zip(*(rows[name] for name in rows), strict=True)
+    text = "sinus rhythm has replaced atrial fibrillation"
+    table = {"study_id": ids, "who": [*subjects, "subject-0"], "at": [*times, "1990-01-03"], "report": [text] * 8}
+    pl.DataFrame(table).with_columns(pl.col("who").replace("", None)).write_csv(path)
+    named = ("--subject-column", "who", "--time-column", "at")
+    outcome = run("mine-labels", path, "--out", out, "--wide", wide, "--corpus", corpus, *named)
+    assert outcome.code == 0, outcome.err
+    found = pl.read_parquet(out).filter(pl.col("finding") == "AFIB")
+    assert found.select("study_id", "resolution", "reason", "prior_study_id", "days_since_prior").rows() == [
+        ("new", "consistent", None, "study-3", 0.5),
+        ("zoned", "consistent", None, "study-3", 1.0),
+        ("same moment", "needs_prior", "no_prior", None, None),
+        ("study-3", "contradicted", None, "study-2", 1.0),
+        ("untimed", "needs_prior", "no_time", None, None),
+        ("nobody", "needs_prior", "no_subject", None, None),
+        ("twice", "consistent", None, "study-3", 0.5),
+        ("twice", "consistent", None, "study-1", 1.0),
+    ]
+    assert pl.read_parquet(wide)["study_id"].to_list() == ids
+
+
+def test_subject_without_time(run, reports, corpus, tmp_path):
+    outcome = run("mine-labels", reports, "--out", tmp_path / "o", "--corpus", corpus, "--subject-column", "study_id")
+    assert "--subject-column came alone, expected subject and time of each row; add --time-column" in outcome.error
+
+
 def test_summary_counts_serial_statements(run, corpus, tmp_path):
     path, out = tmp_path / "a.csv", tmp_path / "out.parquet"
     text = "atrial fibrillation has replaced sinus rhythm. qt has lengthened"
@@ -172,9 +246,16 @@ def test_summary_counts_serial_statements(run, corpus, tmp_path):
 BAD_FILES = {
     "missing.csv": (None, "No such file"),
     "empty.csv": (b"", "is empty"),
-    "binary.csv": (bytes(range(256)) * 8, "convert it to UTF-8"),
+    "binary.csv": (bytes(range(256)) * 8, "name its encoding with --encoding, such as utf-16"),
     "utf16.csv": ("study_id,report\n1,a\n".encode("utf-16"), "convert it to UTF-8"),
-    "semicolons.csv": (b"study_id;report\n1;a\n", "found study_id;report; separate the columns by commas"),
+    "semicolons.csv": (
+        b"study_id;report\n1;a\n",
+        "found study_id;report; name what separates the columns with --separator ';'",
+    ),
+    "tabs.csv": (
+        b"study_id\treport\n1\ta\n",
+        "found study_id\\treport; name what separates the columns with --separator '\\\\t'",
+    ),
     "quote.csv": (b'study_id,report\n1,"a\n2,b\n', "not closed"),
     "reports.txt": (b"report\nx\n", "unknown ending"),
     "fake.parquet": (b"PAR1 this is none", "cannot be read"),
@@ -202,6 +283,10 @@ def test_bad_files(run, tmp_path, name):
         (["--text-column", "notes"], "no column 'notes', expected one of study_id, report"),
         (["--id-column", "id"], "no column 'id'"),
         (["--vocabulary", "icd"], "invalid choice"),
+        (["--encoding", "latin-99"], "'latin-99' is no known encoding"),
+        (["--encoding", "hex"], "'hex' is no known encoding"),
+        (["--separator", ";;"], "';;' is no separator, expected one ASCII character"),
+        (["--subject-column", "report"], "--subject-column came without --corpus"),
         (["--wide", "nowhere/wide.parquet"], "its folder does not exist"),
         (["--wide", "out.parquet"], "--wide is the file of --out"),
     ],
