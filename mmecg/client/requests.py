@@ -33,7 +33,7 @@ from mmecg.client.messages import (
 )
 from mmecg.client.status import parse_status
 from mmecg.ecg import Ecg
-from mmecg.errors import QueryError, SignalError
+from mmecg.errors import QueryError, ReportError, SignalError
 from mmecg.labels.assertion import MinedReport
 from mmecg.retriever import Query
 from mmecg.search import CorpusStats, Filter, Hit, SearchPlan, SearchResult, Target
@@ -265,11 +265,16 @@ def mine_request(
     ------
     QueryError
         Neither or both are given.
+    ReportError
+        The text cannot be written as UTF-8.
     """
     if (text is None) == (study_id is None):
         raise QueryError("expected either text or study_id; give one of them", field="text")
     source = {"study_id": study_id or ""} if text is None else {"text": text}
-    return label_mining_service_pb2.MineLabelsRequest(**source, language=language, vocabulary=vocabulary)
+    try:
+        return label_mining_service_pb2.MineLabelsRequest(**source, language=language, vocabulary=vocabulary)
+    except UnicodeEncodeError:
+        raise ReportError("text has surrogate characters; send plain text", field="text") from None
 
 
 def parse_search(response: search_service_pb2.SearchResponse) -> SearchResult:

@@ -106,9 +106,10 @@ def test_the_async_client_mines_too(client: Client, address: str):
         ({"text": TEXT, "vocabulary": "icd9"}, InvalidInputError, "vocabulary"),
         ({"text": "x" * (MAX_TEXT_CHARS + 1)}, ReportError, "text"),
         ({"study_id": "nobody"}, StudyNotFoundError, None),
+        ({"text": "sinus \udcff"}, ReportError, "text"),
         ({}, QueryError, "text"),
     ],
-    ids=["language", "vocabulary", "long", "study", "nothing"],
+    ids=["language", "vocabulary", "long", "study", "surrogate", "nothing"],
 )
 def test_what_cannot_be_mined_is_refused(client: Client, arguments, error, field):
     with pytest.raises(error) as caught:
