@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -32,6 +32,7 @@ MAX_LOST = 3
 """Letters of a word that may be lost, at most."""
 
 _WORD = re.compile(rb"[a-z]+")
+_ASCII_WORD = re.compile("[a-z]+")
 _BROKEN_WORD = re.compile(rf"[^\W\d_]*(?:{LOST}[^\W\d_]*)+")
 _UMLAUTS = {"ae": "ä", "oe": "ö", "ue": "ü", "aa": "å", "ss": "ß"}
 _LOST_LETTERS = ((2, f"({'|'.join(_UMLAUTS)})"), (4, "(?<=[a-z])([a-z])(?=[a-z])"))
@@ -119,8 +120,14 @@ class LostLetters:
     def __init__(self, rules: Sequence[Rules]) -> None:
         self._rules = rules
         self._find = lru_cache(65_536)(self._search)
-        self._words = lru_cache(len(rules))(lambda number: rule_words([self._rules[number]]))
-        self._listed = lru_cache(len(rules))(lambda number: b"\n".join(sorted(self._words(number))).decode())
+
+    @cached_property
+    def _known(self) -> list[frozenset[str]]:
+        return [frozenset(word.decode() for word in rule_words([item])) for item in self._rules]
+
+    @cached_property
+    def _listed(self) -> list[str]:
+        return ["\n".join(sorted(words)) for words in self._known]
 
     def mend(self, raw: str) -> str:
         """Return the text, of the same length, with the letters that can be told."""
@@ -129,9 +136,9 @@ class LostLetters:
         return "\n".join(self._mend_line(line) if LOST in line else line for line in raw.split("\n"))
 
     def _mend_line(self, line: str) -> str:
-        words = _WORD.findall(normalise(line).text)
-        numbers = range(len(self._rules))
-        order = tuple(sorted(numbers, key=lambda number: -sum(word in self._words(number) for word in words)))
+        words = _ASCII_WORD.findall(line.lower())
+        votes = [sum(word in known for word in words) for known in self._known]
+        order = tuple(sorted(range(len(votes)), key=lambda number: -votes[number]))
         return _BROKEN_WORD.sub(lambda found: self._find(found[0], order), line)
 
     def _search(self, word: str, order: tuple[int, ...]) -> str:
@@ -145,7 +152,7 @@ class LostLetters:
                 continue
             pattern = re.compile(f"^{letter.join(map(re.escape, known))}$", re.MULTILINE)
             for number in order:
-                fits = [found.groups() for found in pattern.finditer(self._listed(number))]
+                fits = [found.groups() for found in pattern.finditer(self._listed[number])]
                 if len(fits) == 1:
                     letters = [_UMLAUTS.get(one, one) for one in fits[0]]
                     return "".join(part + one for part, one in zip(parts, [*letters, ""], strict=True))

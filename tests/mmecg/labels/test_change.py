@@ -81,6 +81,7 @@ def test_only_words_for_what_is_there_now_yield_to_doubt(language: str) -> None:
         ("vorhofflimmern nicht mehr nachweisbar", {"AFIB": "disappeared"}),
         ("unveränderter linksschenkelblock", {"CLBBB": "unchanged"}),
         ("no significant change in atrial fibrillation", {"AFIB": "unchanged"}),
+        ("the previously inverted t waves are now upright", {"INVT": "disappeared"}),
         ("no change in the ECG", {"SERIAL_NO_CHANGE": "unchanged"}),
         ("no longer evident ST elevation", {"STE_": "disappeared"}),
         ("vänstergrenblock nytillkommet", {"CLBBB": "appeared"}),
