@@ -8,19 +8,22 @@ texts are equal.
 
 from __future__ import annotations
 
-import dataclasses
-import threading
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from mmecg.labels.assertion import LabelAssertion, Status
 from mmecg.labels.change import load_serial_table
+from mmecg.labels.masking import WordMask
 from mmecg.labels.matching import Ints, Matcher, Matches
 from mmecg.labels.normalise import blank_masked, normalise
+from mmecg.labels.remembered import Remembered
 from mmecg.labels.report_rows import table_batches
 from mmecg.labels.rules import LANGUAGES, RULES_FOLDER, Kind, Role, Rules, load_rules
 from mmecg.labels.sentence import JOINED_GAP, Event
@@ -30,10 +33,14 @@ from mmecg.labels.typos import LostLetters, TypoMender
 from mmecg.report import check_text
 
 BATCH_ROWS = 50_000
-MAX_REMEMBERED = 500_000
-"""Kinds of sentences whose statements are remembered; some 300 bytes each."""
+SENTENCE_BYTES, PIECE_BYTES = 100_000_000, 100_000_000
+"""What may be held of kinds of sentences, and of pieces of text with what they say."""
+BLOCK_CHARS = 150_000
+"""Pieces mined in one pass: such blocks stay in the processor's cache."""
 
+_LINE_END = "\n"
 _Row = tuple[int, int, int, int, int, int]
+_SAID = ("finding", "rule", "statement", "start", "end", "cue_start", "cue_end", "change")
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,8 @@ class Mined:
         Evidence in that text, raw code points.
     cue_start, cue_end : int32, shape (assertions,)
         The cue; -1 if there is none.
+    change : int32, shape (assertions,)
+        What has changed, as its position in :attr:`LabelMiner.changes`; -1 if the statement is not serial.
     """
 
     text: Ints
@@ -60,6 +69,7 @@ class Mined:
     end: Ints
     cue_start: Ints
     cue_end: Ints
+    change: Ints
 
 
 class LabelMiner:
@@ -76,8 +86,8 @@ class LabelMiner:
 
     Attributes
     ----------
-    findings, rules : list of str
-        Every finding and pattern name of the rules, sorted.
+    findings, rules, changes : list of str
+        Every finding and pattern name of the rules, and every change of serial statements; sorted.
     statements : list of Statement
         Every distinct way of speaking seen so far.
     stops : frozenset of bytes
@@ -94,6 +104,7 @@ class LabelMiner:
         rules = tuple(load_rules(language, folder) for language in languages)
         self.languages = tuple(languages)
         self.findings = sorted({name for item in rules for name in item.findings})
+        self.changes = sorted(load_serial_table().changes)
         self.statements: list[Statement] = []
         self._finding_numbers = {name: number for number, name in enumerate(self.findings)}
         self._statement_numbers: dict[Statement, int] = {}
@@ -104,9 +115,9 @@ class LabelMiner:
         self._resolvers = [Resolver(item) for item in rules]
         self._far = _farthest(rules) + int(self._matcher.word_counts.max()) + 1
         self._read_roles(rules)
-        self._remembered: dict[bytes, int] = {}
-        self._rows = _Rows()
-        self._lock = threading.Lock()
+        self._mask = WordMask(rules, typos or ())
+        self._sentences = Remembered(6, SENTENCE_BYTES)
+        self._pieces = Remembered(len(_SAID), PIECE_BYTES)
 
     def _read_roles(self, rules: tuple[Rules, ...]) -> None:
         """Tabulate for each language and literal: its class, finding and pattern name.
@@ -142,9 +153,8 @@ class LabelMiner:
             It is too long, or not plain text (:func:`mmecg.report.check_text`).
         """
         mined = self.mine_block([blank_masked(check_text(text))])
-        columns = (mined.finding, mined.rule, mined.statement, mined.start, mined.end, mined.cue_start, mined.cue_end)
-        found = (self.assertion(*row) for row in zip(*(column.tolist() for column in columns), strict=True))
-        return tuple(_with_change(one, text) if one.status is Status.SERIAL else one for one in found)
+        columns = (getattr(mined, name).tolist() for name in _SAID)
+        return tuple(self.assertion(*row) for row in zip(*columns, strict=True))
 
     def mine_table(
         self,
@@ -201,6 +211,30 @@ class LabelMiner:
         for batch in table_batches(table, text_columns, id_column, batch_rows):
             yield mine_batch(self, batch, text_columns, id_column, probability=probability)
 
+    def mine_pieces(self, pieces: pl.Series) -> Mined:
+        """Mine texts, each distinct one once, and what differs in words that no rule knows as one; they are remembered.
+
+        Parameters
+        ----------
+        pieces : polars.Series of str
+            As for :meth:`mine_block`, and without line ends.
+        """
+        keys: list[bytes] = []
+        for low, high in _blocks(pieces.str.len_bytes().to_numpy()):
+            keys += self._mask.mask(f"\n{pieces[low:high].str.join(_LINE_END)[0]}\n".encode()).split(b"\n")[1:-1]
+
+        def mine(missing: list[int]) -> tuple[Ints, Ints]:
+            rows, counts = [], []
+            texts = [keys[at].decode() for at in missing]
+            for low, high in _blocks(np.array([len(text) for text in texts])):
+                mined = self.mine_block(texts[low:high])
+                rows.append(np.column_stack([getattr(mined, name) for name in _SAID]))
+                counts.append(np.bincount(mined.text, minlength=high - low))
+            return np.concatenate(rows), np.concatenate(counts)
+
+        rows, counts = self._pieces.rows(keys, mine)
+        return Mined(np.repeat(np.arange(len(keys), dtype=np.int32), counts), *rows.T)
+
     def mine_block(self, texts: Sequence[str]) -> Mined:
         """Mine many texts at once.
 
@@ -226,7 +260,22 @@ class LabelMiner:
         cue_start = np.where(has_cue, plain.raw_index[found.start[cue]] - begin, -1)
         cue_end = np.where(has_cue, plain.raw_index[found.end[cue] - 1] + 1 - begin, -1)
         rule = self._rule[language, pattern]
-        return Mined(text, finding, rule, rows[:, 1], start - begin, end - begin, cue_start, cue_end)
+        mined = Mined(
+            text, finding, rule, rows[:, 1], start - begin, end - begin, cue_start, cue_end, np.full_like(text, -1)
+        )
+        self._read_changes(mined, texts)
+        return mined
+
+    def _read_changes(self, mined: Mined, texts: Sequence[str]) -> None:
+        """Fill in what has changed where a statement is serial."""
+        serial = [at for at in np.unique(mined.statement).tolist() if self.statements[at].status is Status.SERIAL]
+        change_of = load_serial_table().change_of
+        for at in np.flatnonzero(np.isin(mined.statement, serial)).tolist():
+            cue_start, cue_end = int(mined.cue_start[at]), int(mined.cue_end[at])
+            cue = texts[mined.text[at]][cue_start:cue_end] if cue_start >= 0 else ""
+            finding, rule = self.findings[mined.finding[at]], self.rules[mined.rule[at]]
+            change = change_of(finding, rule, cue, stands_before=int(mined.start[at]) < cue_start)
+            mined.change[at] = bisect_left(self.changes, change)
 
     def _resolve(self, found: Matches) -> tuple[Ints, Ints]:
         """Return the statements of all sentences.
@@ -249,18 +298,18 @@ class LabelMiner:
         classes = np.where(exact, self._exact[at], self._class[at])
         keys = (classes * (self._far + 1) + step).astype(np.int32).tobytes()
         slices = [keys[4 * low : 4 * high] for low, high in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)]
-        with self._lock:
-            if len(self._remembered) >= MAX_REMEMBERED:
-                self._remembered.clear()
-                self._rows = _Rows()
-            for number, key in enumerate(slices):
-                if key not in self._remembered:
-                    low, high = int(edges[number]), int(edges[number + 1])
-                    rows = self._resolve_one(found, step, low, high, exact=bool(exact[low]))
-                    self._remembered[key] = self._rows.add(rows)
-            kinds = np.array([self._remembered[key] for key in slices], dtype=np.int32)
-            table, counts = self._rows.gather(kinds)
-        return table, np.repeat(edges[:-1].astype(np.int32), counts)
+
+        def resolve(sentences: list[int]) -> tuple[Ints, Ints]:
+            found_rows = [
+                self._resolve_one(found, step, int(edges[at]), int(edges[at + 1]), exact=bool(exact[edges[at]]))
+                for at in sentences
+            ]
+            flat = [row for rows in found_rows for row in rows]
+            counts = np.fromiter(map(len, found_rows), dtype=np.int32, count=len(found_rows))
+            return np.array(flat, dtype=np.int32).reshape(-1, 6), counts
+
+        rows, counts = self._sentences.rows(slices, resolve)
+        return rows, np.repeat(edges[:-1].astype(np.int32), counts)
 
     def _resolve_one(self, found: Matches, step: Ints, low: int, high: int, *, exact: bool) -> list[_Row]:
         language = int(found.language[low])
@@ -278,7 +327,15 @@ class LabelMiner:
         return rows
 
     def assertion(
-        self, finding: int, rule: int, statement: int, start: int, end: int, cue_start: int, cue_end: int
+        self,
+        finding: int,
+        rule: int,
+        statement: int,
+        start: int,
+        end: int,
+        cue_start: int,
+        cue_end: int,
+        change: int = -1,
     ) -> LabelAssertion:
         """Return one row of :class:`Mined` as an assertion."""
         said = self.statements[statement]
@@ -297,45 +354,18 @@ class LabelMiner:
             language=said.language,
             needs_prior=said.needs_prior,
             alternatives=said.alternatives,
+            change=self.changes[change] if change >= 0 else "",
         )
 
 
-def _with_change(assertion: LabelAssertion, text: str) -> LabelAssertion:
-    cue = text[assertion.cue_start : assertion.cue_end] if assertion.cue_start >= 0 else ""
-    stands_before = assertion.start < assertion.cue_start
-    change = load_serial_table().change_of(assertion.finding, assertion.rule, cue, stands_before=stands_before)
-    return dataclasses.replace(assertion, change=change)
-
-
-class _Rows:
-    """A growing table: groups of rows, found by the number that they got."""
-
-    def __init__(self) -> None:
-        self._table = np.empty((1024, 6), dtype=np.int32)
-        self._begin = np.zeros(1024, dtype=np.int32)
-        self._groups = 0
-
-    def add(self, rows: list[_Row]) -> int:
-        """Append a group and return its number."""
-        begin = int(self._begin[self._groups])
-        end = begin + len(rows)
-        if end > len(self._table):
-            self._table = np.concatenate([self._table, np.empty((end, 6), dtype=np.int32)])
-        if self._groups + 2 > self._begin.size:
-            self._begin = np.concatenate([self._begin, np.zeros_like(self._begin)])
-        if rows:
-            self._table[begin:end] = rows
-        self._groups += 1
-        self._begin[self._groups] = end
-        return self._groups - 1
-
-    def gather(self, groups: Ints) -> tuple[Ints, Ints]:
-        """Return the rows of some groups one after the other, and how many each has."""
-        begin = self._begin[groups]
-        counts = self._begin[groups + 1] - begin
-        before = np.cumsum(counts, dtype=np.int32) - counts
-        at = np.arange(int(counts.sum()), dtype=np.int32) + np.repeat(begin - before, counts)
-        return self._table[at], counts
+def _blocks(lengths: npt.NDArray[np.integer[Any]]) -> Iterator[tuple[int, int]]:
+    """Yield the ranges of successive texts of some :data:`BLOCK_CHARS` together, or of one that is longer."""
+    ends = np.cumsum(lengths, dtype=np.int64)
+    low = 0
+    while low < lengths.size:
+        high = max(int(np.searchsorted(ends, (ends[low - 1] if low else 0) + BLOCK_CHARS)), low + 1)
+        yield low, high
+        low = high
 
 
 def _farthest(rules: tuple[Rules, ...]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -34,8 +33,6 @@ TRUNCATED_LENGTHS = range(250, 257)
 """Lengths at which machine reports are cut, in code points; English ones of PTB-XL at 254 and 255."""
 SUSPECTS = {"markup": MARKUP, "gold_codes": GOLD_CODES}
 """Flags that a pattern decides."""
-
-_HINTS = "(?i)" + "|".join(map(re.escape, MASK_HINTS))
 
 
 @dataclass(frozen=True)
@@ -131,7 +128,7 @@ def read_batch(table_batch: TableBatch, text_columns: Sequence[str], id_column: 
     flags = [*_flag_texts(texts), *_flag_ids(ids, table_batch.repeated), _flag_empty(texts, batch.height)]
     readable = texts.filter(pl.col("text").is_not_null() & (pl.col("characters") <= MAX_TEXT_CHARS))
     suspects = readable.with_row_index("place").filter(
-        pl.col("text").str.contains(_HINTS) | pl.col("text").str.contains("[<&]")
+        pl.col("text").str.contains(MASK_HINTS) | pl.col("text").str.contains("[<&]")
     )
     flags += _flag_suspects(suspects)
     text = readable["text"]
@@ -142,9 +139,9 @@ def read_batch(table_batch: TableBatch, text_columns: Sequence[str], id_column: 
     return ReportBatch(_with_flags(rows, flags), readable.select("at", "column", text), raw)
 
 
-def has_control_characters(texts: Sequence[str]) -> bool:
+def has_control_characters(texts: pl.Series) -> bool:
     """Return whether a text holds control characters."""
-    return bool(pl.Series(texts, dtype=pl.String).str.contains(CONTROL).any())
+    return bool(texts.str.contains(CONTROL).any())
 
 
 def without_control_characters(reports: ReportBatch) -> ReportBatch:

@@ -1,13 +1,13 @@
 """Tables of reports: cut into statements, each distinct one mined once, and joined back.
 
 A *piece* is a stretch of text that ends where a sentence surely ends. Pieces are mined apart from each other, so each
-distinct one of a batch is mined once; nothing is kept between batches, so memory does not grow with the table.
+distinct one is mined once.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,8 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from mmecg.labels.assertion import LabelAssertion, Status
-from mmecg.labels.change import load_serial_table
+from mmecg.labels.assertion import LabelAssertion
 from mmecg.labels.report_rows import TableBatch, has_control_characters, read_batch, without_control_characters
 
 if TYPE_CHECKING:
@@ -55,7 +54,7 @@ ASSERTION_SCHEMA = pl.Schema(
 """Columns of a table of assertions, as the README of this folder describes them."""
 
 _QUALIFIERS = ("location", "age", "degree")
-_NUMBERED = ("finding", "rule", "statement")
+_NUMBERED = ("finding", "rule", "statement", "change")
 _CUE_SPAN = ("cue_start", "cue_end")
 _SAID = ("status", "cue", *_QUALIFIERS, "age_status", "cause_status", "language", "needs_prior", "alternatives")
 _SAID_SCHEMA = {name: ASSERTION_SCHEMA[name] for name in _SAID}
@@ -70,14 +69,14 @@ class Pieces:
 
     Attributes
     ----------
-    distinct : list of str
+    distinct : polars.Series of str
     which : int64, shape (pieces,)
         Position in ``distinct``.
     text, offset : int64, shape (pieces,)
         Which text it stands in, and where it begins there, in code points.
     """
 
-    distinct: list[str]
+    distinct: pl.Series
     which: Longs
     text: Longs
     offset: Longs
@@ -115,7 +114,7 @@ def cut(texts: pl.Series, stops: Collection[bytes]) -> Pieces:
     if len(pieces):
         which[groups["at"].explode().to_numpy()] = np.repeat(np.arange(groups.height), sizes)
     distinct = groups["piece"].str.replace_all(_SPACE_KEPT, " ", literal=True)
-    return Pieces(distinct.to_list(), which, text, offset)
+    return Pieces(distinct, which, text, offset)
 
 
 def mine_batch(
@@ -138,7 +137,7 @@ def mine_batch(
     if has_control_characters(pieces.distinct):
         reports = without_control_characters(reports)
         pieces = cut(reports.texts["text"], miner.stops)
-    said = pl.concat([_say(miner, *part, probability) for part in _mine_pieces(miner, pieces.distinct)], rechunk=True)
+    said = _say(miner, pieces.distinct, probability)
     counts = np.bincount(said["piece"].to_numpy(), minlength=len(pieces.distinct))
     begin = np.cumsum(counts) - counts
     times = counts[pieces.which]
@@ -180,31 +179,15 @@ def _with_raw_evidence(found: pl.DataFrame, text: Longs, raw: Mapping[int, str])
     return found.with_columns(words)
 
 
-def _mine_pieces(miner: LabelMiner, pieces: list[str]) -> Iterator[tuple[list[str], int, Mined]]:
-    """Yield blocks of pieces, the number of their first, and what was mined from them."""
-    ends = np.cumsum(np.fromiter(map(len, pieces), dtype=np.int64, count=len(pieces)))
-    low = 0
-    while low < len(pieces) or low == 0:
-        limit = (ends[low - 1] if low else 0) + _BLOCK_CHARS
-        high = max(int(np.searchsorted(ends, limit)), low + 1)
-        block = pieces[low:high]
-        yield block, low, miner.mine_block(block)
-        low = high
-
-
-def _say(
-    miner: LabelMiner, pieces: list[str], first: int, mined: Mined, probability: Probability | None
-) -> pl.DataFrame:
-    """Return what was mined from a block of pieces as a table of numbers; offsets count from the piece's beginning."""
-    spans = zip(mined.text.tolist(), mined.start.tolist(), mined.end.tolist(), strict=True)
-    return pl.DataFrame(
-        [
-            pl.Series("piece", mined.text.astype(np.int64) + first),
-            *(pl.Series(name, getattr(mined, name)) for name in (*_NUMBERED, "start", "end", *_CUE_SPAN)),
-            pl.Series("evidence", [pieces[text][start:end] for text, start, end in spans], dtype=pl.String),
-            pl.Series("probability", _probabilities(miner, mined, probability), dtype=pl.Float64),
-            _changes(miner, pieces, mined),
-        ]
+def _say(miner: LabelMiner, pieces: pl.Series, probability: Probability | None) -> pl.DataFrame:
+    """Return what pieces say as a table of numbers (:data:`_NUMBERED`); offsets count from the piece's beginning."""
+    mined = miner.mine_pieces(pieces)
+    said = pl.DataFrame(
+        {"piece": mined.text, **{name: getattr(mined, name) for name in (*_NUMBERED, "start", "end", *_CUE_SPAN)}}
+    )
+    return said.with_columns(
+        evidence=pieces.gather(said["piece"]).str.slice(said["start"], said["end"] - said["start"]),
+        probability=_probabilities(miner, mined, probability),
     )
 
 
@@ -227,6 +210,7 @@ def _name(miner: LabelMiner, found: pl.DataFrame) -> pl.DataFrame:
     return found.drop("statement").with_columns(
         pl.Series("finding", miner.findings, dtype=pl.String).gather(found["finding"]),
         pl.Series("rule", miner.rules, dtype=pl.String).gather(found["rule"]),
+        pl.Series("change", [*miner.changes, None], dtype=pl.String).gather(found["change"]),
         *said[found["statement"]],
     )
 
@@ -235,33 +219,18 @@ def _values(qualifiers: tuple[tuple[str, str], ...], kind: str) -> str:
     return "|".join(value for of, value in qualifiers if of == kind)
 
 
-def _changes(miner: LabelMiner, pieces: list[str], mined: Mined) -> pl.Series:
-    """Return what has changed where a statement is serial, else null."""
-    is_serial = np.array([item.status is Status.SERIAL for item in miner.statements], dtype=bool)
-    at = np.flatnonzero(is_serial[mined.statement])
-    changes = pl.repeat(None, mined.statement.size, dtype=pl.String, eager=True).alias("change")
-    columns = (mined.finding, mined.rule, mined.text, mined.start, mined.cue_start, mined.cue_end)
-    rows = zip(*(column[at].tolist() for column in columns), strict=True)
-    change_of = load_serial_table().change_of
-    found = [
-        change_of(
-            miner.findings[finding],
-            miner.rules[rule],
-            pieces[text][cue_start:cue_end] if cue_start >= 0 else "",
-            stands_before=start < cue_start,
-        )
-        for finding, rule, text, start, cue_start, cue_end in rows
-    ]
-    return changes.scatter(at, found) if found else changes
-
-
-def _probabilities(miner: LabelMiner, mined: Mined, probability: Probability | None) -> list[float | None]:
+def _probabilities(miner: LabelMiner, mined: Mined, probability: Probability | None) -> pl.Series:
     """Ask once for each way of speaking."""
     if probability is None:
-        return [None] * mined.finding.size
-    ways = list(zip(mined.finding.tolist(), mined.rule.tolist(), mined.statement.tolist(), strict=True))
-    known = {way: probability(miner.assertion(*way, 0, 0, -1, -1)) for way in set(ways)}
-    return [known[way] for way in ways]
+        return pl.repeat(None, mined.finding.size, dtype=pl.Float64, eager=True)
+    size = (len(miner.findings), len(miner.rules), len(miner.statements))
+    numbers = np.ravel_multi_index((mined.finding, mined.rule, mined.statement), size)
+    ways, which = np.unique(numbers, return_inverse=True)
+    known = [
+        probability(miner.assertion(finding, rule, statement, 0, 0, -1, -1))
+        for finding, rule, statement in np.transpose(np.unravel_index(ways, size)).tolist()
+    ]
+    return pl.Series(known, dtype=pl.Float64).gather(which)
 
 
 def _stop_pattern(stops: Collection[bytes]) -> str:

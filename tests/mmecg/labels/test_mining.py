@@ -7,15 +7,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mmecg.datasets.ptb_xl import read_ptb_xl_table
 from mmecg.errors import InvalidInputError, ReportError
 from mmecg.labels import mining
 from mmecg.labels.assertion import LabelAssertion
 from mmecg.labels.mining import LabelMiner
+from mmecg.labels.normalise import blank_masked
 from mmecg.labels.report_rows import FLAGS, ROW_SCHEMA
 from mmecg.labels.tables import ASSERTION_SCHEMA
 from mmecg.labels.wide import wide_table
 from mmecg.report import MAX_TEXT_CHARS
 
+PTB_XL = Path(__file__).parents[4] / "shared" / "data" / "ptbxl"
 WORDS = [
     "LVH",
     "rvh",
@@ -50,6 +53,12 @@ WORDS = [
     "\n",
     "\r\n",
     "infarkt",
+    "164",
+    "98765.4",
+    "qrs",
+    "QRS120ms",
+    "patient's",
+    "vorderwandinfarkt",
 ]
 LEAKS = ["Edit: LVH 50, (AFIB 100)", "EDIT : rvh", "4.46      unbestÄtigter bericht Edit: sinus rhythm"]
 REPORTS = st.lists(st.sampled_from(WORDS), max_size=14).map(" ".join)
@@ -124,12 +133,42 @@ def test_mixed_languages(miner: LabelMiner) -> None:
     ]
 
 
-def test_what_is_remembered_is_bounded_and_changes_nothing(miner: LabelMiner, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mining, "MAX_REMEMBERED", 3)
+@pytest.mark.parametrize("limit", [0, 10**8])
+def test_what_is_remembered_is_bounded_and_changes_nothing(
+    miner: LabelMiner, tiny_rules: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
     texts = ["possible LVH", "LVH", "no RVH", "LVH or RVH", "old infarct", "inferior infarct", "LVH and RVH"]
-    first = [miner.mine(text) for text in texts]
-    assert [miner.mine(text) for text in texts] == first
-    assert len(miner._remembered) <= 4
+    texts = [f"{text} {number}" for text in texts for number in (164, 171, 83)]
+    expected = [miner.mine(text) for text in texts]
+    monkeypatch.setattr(mining, "SENTENCE_BYTES", limit)
+    monkeypatch.setattr(mining, "PIECE_BYTES", limit)
+    bounded = LabelMiner(("de", "en"), folder=tiny_rules)
+    assert [bounded.mine(text) for text in texts] == expected
+    held = set()
+    for table in [pl.DataFrame({"report": [text]}) for text in texts * 2]:
+        assert bounded.mine_table(table).height == len(expected[texts.index(table["report"][0])])
+        held.add(len(bounded._pieces))
+    assert max(held) == (2 * 7 if limit else 1)  # three-digit and two-digit numbers
+
+
+def test_tables_say_what_blocks_say() -> None:
+    if not PTB_XL.is_dir():
+        pytest.skip("../shared/data/ptbxl is not here")
+    reports = read_ptb_xl_table(PTB_XL).filter(pl.col("strat_fold") <= 8)["report_raw"].drop_nulls().unique().sort()
+    texts = [blank_masked(text) for text in reports]
+    miner, alone = LabelMiner(), LabelMiner()
+    found = pl.concat(part for part, _ in miner.mine_batches(reports.alias("report").to_frame(), batch_rows=3_000))
+    mined = alone.mine_block(texts)
+    spans = ("start", "end", "cue_start", "cue_end")
+    assert found["row"].to_list() == mined.text.tolist()
+    assert found.select(spans).rows() == list(zip(*(getattr(mined, name).tolist() for name in spans), strict=True))
+    assert found["finding"].to_list() == [alone.findings[number] for number in mined.finding]
+    assert found["rule"].to_list() == [alone.rules[number] for number in mined.rule]
+    said = [alone.statements[number] for number in mined.statement]
+    assert found.select("status", "cue", "language").rows() == [(one.status, one.cue, one.language) for one in said]
+    assert found["change"].to_list() == [alone.changes[number] if number >= 0 else None for number in mined.change]
+    evidence = zip(found["row"], found["start"], found["end"], strict=True)
+    assert found["evidence"].to_list() == [reports[row][start:end] for row, start, end in evidence]
 
 
 def test_shape_that_was_seen_with_another_finding(miner: LabelMiner) -> None:
