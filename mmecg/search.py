@@ -7,7 +7,7 @@ removal renumbers). A *target* is the modality whose embeddings are searched. ``
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal, Protocol
@@ -267,6 +267,14 @@ class CorpusStore(Protocol):
     ) -> tuple[list[str], str]:
         """Return study ids (of a subject: oldest first) and the next page's token. Raises ``SubjectNotFoundError``."""
 
+    def earlier(
+        self, subject_id: str, before: datetime, *, limit: int, exclude: Collection[str] = ()
+    ) -> tuple[list[str], int]:
+        """Return a subject's last studies strictly before a time, latest first, and how many there are without a limit.
+
+        Raises ``SubjectNotFoundError``. Excluded ids are not counted, nor studies without a time.
+        """
+
     def embeddings(self, rows: NDArray[np.int64]) -> list[Mapping[str, NDArray[np.float32]]]:
         """Return the embeddings of rows; nothing for a row that is not there."""
 
@@ -294,13 +302,7 @@ class CorpusStore(Protocol):
 
 
 def check_top_k(top_k: int) -> int:
-    """Return ``top_k`` if it is 1 to :data:`MAX_TOP_K`.
-
-    Raises
-    ------
-    QueryError
-        Anything else.
-    """
+    """Return ``top_k`` if it is 1 to :data:`MAX_TOP_K`. Raises ``QueryError`` for anything else."""
     if not 1 <= top_k <= MAX_TOP_K:
         raise QueryError(f"top_k is {top_k}, expected 1 to {MAX_TOP_K}", field="top_k")
     return top_k
@@ -329,13 +331,7 @@ def check_vectors(vectors: NDArray[np.float32], dim: int, *, field: str = "embed
 
 
 def check_rows(rows: NDArray[np.int64], count: int | None = None) -> NDArray[np.int64]:
-    """Return rows as ascending int64 without repeats.
-
-    Raises
-    ------
-    QueryError
-        A row is negative, the shape is not ``(n,)``, or n is not ``count``.
-    """
+    """Return rows as ascending int64 without repeats. Raises ``QueryError`` unless they are ``count`` rows from 0 on."""
     checked = np.asarray(rows, np.int64)
     if checked.ndim != 1 or (checked.size and checked.min() < 0) or count not in (None, len(checked)):
         raise QueryError(f"rows of shape {checked.shape} are negative, or not one a vector", field="rows")

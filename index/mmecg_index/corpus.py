@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import threading
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ from mmecg.errors import (
     IndexFormatError,
     QueryError,
     StudyNotFoundError,
-    SubjectNotFoundError,
 )
 from mmecg.search import (
     MAX_PAGE_SIZE,
@@ -34,7 +34,6 @@ from mmecg.search import (
     IndexResult,
     Target,
     check_vectors,
-    without_zone,
 )
 from mmecg.study import Study
 from mmecg_index import database
@@ -45,9 +44,6 @@ from mmecg_index.paging import parse_token, render_token
 from mmecg_index.passing import PassingRows
 
 _FILE = "corpus.sqlite"
-_UNKNOWN_TIME = "~"
-"""Sorts behind every time."""
-
 _UPSERT = """
 INSERT INTO studies (study_id, subject_id, sort_time, sequence, document, crc, signal) VALUES (?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (study_id) DO UPDATE SET (subject_id, sort_time, sequence, document, crc, signal)
@@ -167,9 +163,7 @@ class Corpus:
             rows: list[int] = []
             with self._database.writing() as (connection, sequence):
                 for (study, vectors), (document, signal) in zip(last.values(), encoded, strict=True):
-                    time = _UNKNOWN_TIME
-                    if study.acquired_at is not None:
-                        time = without_zone(study.acquired_at).isoformat(timespec="microseconds")
+                    time = database.sort_time(study.acquired_at)
                     crc = zlib.crc32(document.encode())
                     values = (study.study_id, study.subject_id, time, sequence, document, crc, signal)
                     row = connection.execute(_UPSERT, values).fetchone()[0]
@@ -251,8 +245,7 @@ class Corpus:
                     (*(after or (-1,)), page_size + 1),
                 ).fetchall()
             else:
-                if connection.execute("SELECT 1 FROM studies WHERE subject_id = ?", (subject_id,)).fetchone() is None:
-                    raise SubjectNotFoundError(f"subject {subject_id!r} has no study in the corpus")
+                database.check_subject(connection, subject_id)
                 found = connection.execute(
                     "SELECT study_id, sort_time, study_id FROM studies WHERE subject_id = ? "
                     "AND (sort_time, study_id) > (?, ?) ORDER BY sort_time, study_id LIMIT ?",
@@ -260,6 +253,17 @@ class Corpus:
                 ).fetchall()
         token = render_token(subject_id, found[page_size - 1][1:]) if len(found) > page_size else ""
         return [study_id for study_id, *_ in found[:page_size]], token
+
+    def earlier(
+        self, subject_id: str, before: datetime, *, limit: int, exclude: Collection[str] = ()
+    ) -> tuple[list[str], int]:
+        """Return a subject's last studies strictly before a time, latest first, and how many there are without a limit.
+
+        Raises ``SubjectNotFoundError``. Excluded ids are not counted, nor studies without a time.
+        """
+        with self._database.reading() as connection:
+            database.check_subject(connection, subject_id)
+            return database.select_earlier(connection, subject_id, database.sort_time(before), limit, exclude)
 
     def embeddings(self, rows: NDArray[np.int64]) -> list[Mapping[str, NDArray[np.float32]]]:
         """Return the embeddings of rows; nothing for a row that is not there."""
@@ -301,15 +305,7 @@ class Corpus:
         target: Target = "ecg",
         where: Filter | None = None,
     ) -> IndexResult:
-        """Search the embeddings of one modality under a filter.
-
-        Parameters
-        ----------
-        queries : float32, shape (queries, dim), unit norm
-        top_k : int
-        target : {"ecg", "text", "vitals"}
-        where : Filter, optional
-        """
+        """Search the embeddings of one modality under a filter; queries: float32, shape (queries, dim), unit norm."""
         index = self._caches[target].index
         where = where or Filter()
         excluded = self._rows_of(where.exclude_subject_ids, where.exclude_study_ids)

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import os
 import queue
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from mmecg.errors import IndexFormatError, NotReadyError
+from mmecg.errors import IndexFormatError, NotReadyError, SubjectNotFoundError
+from mmecg.study import without_zone
 
 APPLICATION_ID = 0x6D6D6543
 VERSION = 1
 
 _MAX_VALUES = 500
 """Values of one statement; SQLite takes no more than 999 everywhere."""
+
+_UNKNOWN_TIME = "~"
+"""Sorts behind every time."""
 
 _SCHEMA = f"""
 PRAGMA application_id = {APPLICATION_ID};
@@ -87,6 +93,29 @@ def select_in(
     for start in range(0, len(values), _MAX_VALUES):
         chunk = values[start : start + _MAX_VALUES]
         yield from connection.execute(f"{query} WHERE {column} IN ({','.join('?' * len(chunk))})", chunk)
+
+
+def sort_time(moment: datetime | None) -> str:
+    """Return a time as the column ``sort_time`` holds it: text in the order of time; what has no time comes last."""
+    return _UNKNOWN_TIME if moment is None else without_zone(moment).isoformat(timespec="microseconds")
+
+
+def check_subject(connection: sqlite3.Connection, subject_id: str) -> None:
+    """Raise ``SubjectNotFoundError`` if a subject has no study."""
+    if connection.execute("SELECT 1 FROM studies WHERE subject_id = ?", (subject_id,)).fetchone() is None:
+        raise SubjectNotFoundError(f"subject {subject_id!r} has no study in the corpus")
+
+
+def select_earlier(
+    connection: sqlite3.Connection, subject_id: str, before: str, limit: int, exclude: Collection[str]
+) -> tuple[list[str], int]:
+    """Return the ids of a subject's last studies strictly before a time, latest first, and how many there are."""
+    where = "FROM studies WHERE subject_id = ? AND sort_time < ? AND study_id NOT IN (SELECT value FROM json_each(?))"
+    values = (subject_id, before, json.dumps(sorted(exclude)))
+    query = f"SELECT study_id {where} ORDER BY sort_time DESC, study_id DESC LIMIT ?"
+    latest = [study_id for (study_id,) in connection.execute(query, (*values, limit))]
+    (count,) = connection.execute(f"SELECT count(*) {where}", values).fetchone()
+    return latest, count
 
 
 class Database:

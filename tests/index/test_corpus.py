@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +107,23 @@ def test_studies_come_back_in_the_order_asked_for(corpus: Corpus) -> None:
     bare = corpus.get(["s7"], with_signal=False)[0]
     assert bare.ecg is None
     assert (bare.report, bare.vitals, bare.labels) == (study(7).report, study(7).vitals, study(7).labels)
+
+
+def test_earlier_studies_are_strictly_earlier_and_the_latest_of_them(corpus: Corpus) -> None:
+    start = datetime(2020, 1, 1)
+    corpus.upsert(
+        [study(100 + day, subject_id="long", acquired_at=start + timedelta(days=day)) for day in range(50)]
+        + [study(200, subject_id="long", acquired_at=None)],
+        [{}] * 51,
+    )
+    asked = start + timedelta(days=20)
+    assert corpus.earlier("long", asked, limit=3) == (["s119", "s118", "s117"], 20)
+    assert corpus.earlier("long", asked + timedelta(microseconds=1), limit=1) == (["s120"], 21)
+    assert corpus.earlier("long", asked, limit=2, exclude={"s119", "s150"}) == (["s118", "s117"], 19)
+    assert corpus.earlier("long", start, limit=3) == ([], 0)
+    assert corpus.earlier("long", datetime(2020, 1, 21, 1, tzinfo=timezone(timedelta(hours=1))), limit=99)[1] == 20
+    with pytest.raises(SubjectNotFoundError):
+        corpus.earlier("nobody", asked, limit=3)
 
 
 def test_search_is_that_of_an_exact_index(corpus: Corpus) -> None:
