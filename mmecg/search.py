@@ -331,7 +331,7 @@ def check_vectors(vectors: NDArray[np.float32], dim: int, *, field: str = "embed
 
 
 def check_rows(rows: NDArray[np.int64], count: int | None = None) -> NDArray[np.int64]:
-    """Return rows as ascending int64 without repeats. Raises ``QueryError`` unless they are ``count`` rows from 0 on."""
+    """Return rows as ascending int64 without repeats. Raises ``QueryError`` unless they are ``count`` of 0 or more."""
     checked = np.asarray(rows, np.int64)
     if checked.ndim != 1 or (checked.size and checked.min() < 0) or count not in (None, len(checked)):
         raise QueryError(f"rows of shape {checked.shape} are negative, or not one a vector", field="rows")
