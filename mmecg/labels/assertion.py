@@ -160,16 +160,25 @@ class MinedReport:
     flags: tuple[str, ...] = ()
 
 
-def value_of(statuses: Iterable[Status]) -> bool | None:
+def value_of(assertions: Iterable[LabelAssertion]) -> bool | None:
     """Return what the mentions of one finding say together.
 
-    True if one states it (present or probable), False if all deny it, else None: a doubt, a condition, an earlier or a
-    serial finding leaves it open.
+    True if one states it (present or probable), False if all deny it, else None: a doubt, a condition or an earlier
+    finding leaves it open, and so does a serial one, unless the subject's earlier study bears it out: then it says
+    what the finding is now.
     """
-    said = set(statuses)
-    if said & {Status.PRESENT, Status.PROBABLE}:
+    said = {_says(assertion) for assertion in assertions}
+    if True in said:
         return True
-    return False if said == {Status.NEGATED} else None
+    return False if said == {False} else None
+
+
+def _says(assertion: LabelAssertion) -> bool | None:
+    if assertion.serial is not None and assertion.serial.resolution is Resolution.CONSISTENT:
+        return assertion.serial.now
+    if assertion.status in (Status.PRESENT, Status.PROBABLE):
+        return True
+    return False if assertion.status is Status.NEGATED else None
 
 
 def main_language(assertions: Iterable[LabelAssertion]) -> str:

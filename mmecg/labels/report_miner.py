@@ -6,7 +6,7 @@ import dataclasses
 import re
 import threading
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from mmecg.errors import InvalidInputError
 from mmecg.labels.assertion import LabelAssertion, MinedLabel, MinedReport, value_of
@@ -18,6 +18,8 @@ from mmecg.labels.vocabulary import Relation, load_vocabulary
 from mmecg.labels.weights import load_text_evidence
 
 _FLAGS = {"empty": r"\A\s*\Z", "encoding": "\ufffd", **SUSPECTS}
+
+Resolve = Callable[[Sequence[LabelAssertion]], tuple[LabelAssertion, ...]]
 
 
 class ReportMiner:
@@ -35,7 +37,9 @@ class ReportMiner:
         self._miners = {"": LabelMiner()}
         self._lock = threading.Lock()  # guards the miners made so far
 
-    def mine_report(self, text: str, *, language: str = "", vocabulary: str = "") -> MinedReport:
+    def mine_report(
+        self, text: str, *, language: str = "", vocabulary: str = "", resolve: Resolve = tuple
+    ) -> MinedReport:
         """Return what a raw text says.
 
         Parameters
@@ -45,7 +49,10 @@ class ReportMiner:
         language : {"", "de", "en", "sv"}
             Empty: found out, sentence by sentence.
         vocabulary : str
-            Code system of the labels; empty: the findings' own identifiers.
+            Code system of the labels (``ecg_fm`` or ``ecg-fm``); empty: the findings' own identifiers.
+        resolve : callable
+            Fills in what an earlier study says of serial statements, as :meth:`SerialResolver.resolve` does; the labels
+            follow from it.
 
         Raises
         ------
@@ -59,7 +66,7 @@ class ReportMiner:
                 f"language is {language[:20]!r}, expected one of {', '.join(LANGUAGES)}, or none to have it found out",
                 field="language",
             )
-        if vocabulary not in ("", *self._vocabulary.systems):
+        if vocabulary.replace("-", "_") not in ("", *self._vocabulary.systems):
             systems = ", ".join(self._vocabulary.systems)
             raise InvalidInputError(
                 f"vocabulary is {vocabulary[:20]!r}, expected one of {systems}, or none", field="vocabulary"
@@ -69,8 +76,8 @@ class ReportMiner:
                 self._miners[language] = LabelMiner((language,))
             miner = self._miners[language]
         found = miner.mine(text)
-        assertions = tuple(
-            dataclasses.replace(one, probability=self._evidence.mention_probability(one)) for one in found
+        assertions = resolve(
+            [dataclasses.replace(one, probability=self._evidence.mention_probability(one)) for one in found]
         )
         return MinedReport(assertions, self._labels(assertions, vocabulary), _flags(text))
 
@@ -82,8 +89,7 @@ class ReportMiner:
         # Of the whole text; None for a finding without gold.
         probability = dict(zip(self._evidence.labels, self._evidence.probabilities([said])[0].tolist(), strict=True))
         labels = [
-            MinedLabel(finding, finding, value_of(one.status for one in ones), probability.get(finding))
-            for finding, ones in mentions.items()
+            MinedLabel(finding, finding, value_of(ones), probability.get(finding)) for finding, ones in mentions.items()
         ]
         if vocabulary:
             labels = [each for label in labels for each in self._translate(label, vocabulary)]

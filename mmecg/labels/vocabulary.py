@@ -157,12 +157,17 @@ class Vocabulary:
     def mappings(self, system: str) -> tuple[Mapping, ...]:
         """Return the rows of one code system, also those without a finding.
 
+        Parameters
+        ----------
+        system : str
+            A name in :attr:`systems`; a hyphen for its underscore will do (``ecg-fm``).
+
         Raises
         ------
         InvalidInputError
             The crosswalk has no such system.
         """
-        rows = self._by_system.get(system)
+        rows = self._by_system.get(system.replace("-", "_"))
         if rows is None:
             raise InvalidInputError(f"no code system {system!r}; {_advice(system, self.systems)}", field="system")
         return rows

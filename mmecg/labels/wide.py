@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from mmecg.labels.assertion import Status
+from mmecg.labels.assertion import Resolution, Status
 from mmecg.labels.vocabulary import Relation, Vocabulary
 
 
@@ -20,7 +20,7 @@ def wide_table(
     Parameters
     ----------
     assertions : polars.DataFrame
-        :data:`ASSERTION_SCHEMA`.
+        :data:`ASSERTION_SCHEMA`, with or without what :class:`mmecg.labels.serial.SerialResolver` adds.
     rows : polars.DataFrame
         :data:`mmecg.labels.report_rows.ROW_SCHEMA`.
     findings : sequence of str
@@ -30,11 +30,16 @@ def wide_table(
     -------
     polars.DataFrame
         ``row``, ``study_id``, ``flags``, and for each finding ``<finding>`` (true: stated as present or probable;
-        false: denied; null: unlabelled, or left open) and ``<finding>__probability`` (the highest of its mentions).
+        false: denied; null: unlabelled, or left open) and ``<finding>__probability`` (the highest of its mentions). A
+        serial statement that the earlier study bears out says what it says of ``now``, as in
+        :func:`mmecg.labels.assertion.value_of`.
     """
     status = pl.col("status")
-    says_yes = status.is_in([Status.PRESENT, Status.PROBABLE]).any()
-    only_no = (status == Status.NEGATED).all()
+    yes, no = status.is_in([Status.PRESENT, Status.PROBABLE]), status == Status.NEGATED
+    says: pl.Expr = pl.when(yes).then(True).when(no).then(False)
+    if "now" in assertions.columns:
+        says = pl.when(pl.col("resolution") == Resolution.CONSISTENT).then("now").otherwise(says)
+    says_yes, only_no = says.any(), says.not_().all(ignore_nulls=False)
     cells = assertions.group_by("row", "finding").agg(
         pl.when(says_yes).then(True).when(only_no).then(False).alias("value"), pl.col("probability").max()
     )
@@ -70,4 +75,6 @@ def translate(assertions: pl.DataFrame, codes: pl.DataFrame) -> pl.DataFrame:
     """
     found = assertions.join(codes, on="finding", how="inner", maintain_order="left")
     found = found.filter(pl.col("exact") | (pl.col("status") != Status.NEGATED))
+    if "now" in found.columns:  # what has gone has gone in its exact codes only
+        found = found.with_columns(pl.when(pl.col("exact") | pl.col("now")).then("now"))
     return found.with_columns(pl.col("code").alias("finding")).drop("code", "exact")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 
 import grpc
@@ -99,7 +98,11 @@ def mine(
     (study,) = corpus.get([request.study_id], with_signal=False)
     if study.report is None:
         raise InvalidInputError("study has no report, expected one; send the text instead", field="study_id")
-    found = miner.mine_report(study.report.raw, language=request.language, vocabulary=request.vocabulary)
     resolver = SerialResolver(corpus, lambda raw: miner.mine_report(raw).assertions)
-    resolved = resolver.resolve(found.assertions, study.subject_id, study.acquired_at)
-    return render_mined_report(dataclasses.replace(found, assertions=resolved), study.report.raw)
+    found = miner.mine_report(
+        study.report.raw,
+        language=request.language,
+        vocabulary=request.vocabulary,
+        resolve=lambda said: resolver.resolve(said, study.subject_id, study.acquired_at),
+    )
+    return render_mined_report(found, study.report.raw)

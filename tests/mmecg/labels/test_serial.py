@@ -10,7 +10,10 @@ from mmecg_index.corpus import Corpus
 
 from mmecg.labels.assertion import LabelAssertion, Resolution, SerialResolution
 from mmecg.labels.mining import LabelMiner
+from mmecg.labels.report_miner import ReportMiner
 from mmecg.labels.serial import REASONS, RESOLUTION_SCHEMA, SerialResolver, prior_studies
+from mmecg.labels.vocabulary import load_vocabulary
+from mmecg.labels.wide import codes_of, translate, wide_table
 from mmecg.report import Report
 from mmecg.study import Study
 
@@ -209,6 +212,33 @@ def test_a_table_says_what_single_reports_say(corpus, miner, store) -> None:
     got = found.filter("needs_prior").select("study_id", "finding", *RESOLUTION_SCHEMA)
     assert got.with_columns(pl.col("reason", "prior_study_id").fill_null("")).rows() == expected
     assert {row[2] for row in expected} == {"consistent", "contradicted", "unknown", "needs_prior"}
+
+
+CONSISTENT = {"AFIB": False, "STD_": True, "CLBBB": True, "IMI": True}
+"""What of the present is said by statements that the earlier report bears out, and by one that needs none."""
+
+
+def test_labels_say_what_is_now_where_the_earlier_study_bears_it_out(corpus, store, miner) -> None:
+    store("before", 1, "Atrial fibrillation. No ST depression. No left bundle branch block.")
+    text = f"{GONE}. ST now depressed. New left bundle branch block. Tachycardia is new. Old inferior infarct."
+    resolver = SerialResolver(corpus, miner.mine)
+    alone, beside = (
+        {label.code: label.value for label in ReportMiner().mine_report(text, resolve=resolve).labels}
+        for resolve in (tuple, lambda said: resolver.resolve(said, "her", NOW))
+    )
+    assert {name: beside[name] for name in CONSISTENT} == CONSISTENT
+    assert {name for name, value in alone.items() if value is not None} == {"IMI"}
+    assert {name for name, value in beside.items() if value is not None} == set(CONSISTENT)
+    table = pl.DataFrame({"id": ["now"], "report": [text]})
+    ((assertions, rows),) = miner.mine_batches(table, id_column="id")
+    seen = pl.DataFrame({"row": [0], "subject_id": ["her"], "acquired_at": [NOW]}, schema_overrides={"row": pl.Int64})
+    resolved = resolver.resolve_table(assertions, prior_studies(corpus.metadata(), seen))
+    for said, expected in ((assertions, alone), (resolved, beside)):
+        wide = wide_table(said, rows, list(expected))
+        assert {name: wide[name][0] for name in expected} == expected
+    codes = codes_of(load_vocabulary(), miner.findings, "snomed")
+    denied = translate(resolved, codes).filter(~pl.col("now"))["finding"].to_list()
+    assert denied == ["164889003"], "atrial fibrillation has gone; what it is a kind of may have come otherwise"
 
 
 def test_prior_studies_are_strictly_earlier_ones_of_the_subject() -> None:

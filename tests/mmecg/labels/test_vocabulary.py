@@ -122,6 +122,11 @@ def test_translation_follows_implications_but_never_narrows(vocabulary: Vocabula
     assert (first, set(others)) == ("713427006", {"59118001", "6374002"})
 
 
+def test_a_hyphen_will_do_for_an_underscore(vocabulary: Vocabulary) -> None:
+    assert vocabulary.mappings("ecg-fm") == vocabulary.mappings("ecg_fm")
+    assert vocabulary.translate("AFIB", "ecg-fm") == vocabulary.translate("AFIB", "ecg_fm")
+
+
 def test_unknown_names_come_with_advice(vocabulary: Vocabulary) -> None:
     with pytest.raises(InvalidInputError, match="did you mean AFIB"):
         vocabulary.finding("afibb")
