@@ -213,8 +213,9 @@ def _flag_suspects(texts: pl.DataFrame) -> list[pl.DataFrame]:
 def _flag_ids(ids: pl.Series, repeated: pl.Series) -> list[pl.DataFrame]:
     at = pl.int_range(0, len(ids), eager=True)
     frame = pl.DataFrame({"at": at, "id": ids})
-    twice = frame.filter(pl.col("id").hash().is_in(repeated.implode()) & pl.col("id").is_not_null())
-    none = frame.filter(pl.col("id").is_null())
+    named = pl.col("id").fill_null("").str.strip_chars() != ""
+    twice = frame.filter(pl.col("id").hash().is_in(repeated.implode()) & named)
+    none = frame.filter(~named)
     return [
         twice.select("at", flag=pl.lit("duplicate_id")),
         none.select("at", flag=pl.lit("no_id")),

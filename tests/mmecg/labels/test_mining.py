@@ -201,8 +201,8 @@ BAD = {
 
 @pytest.mark.parametrize("batch_rows", [1, 4, 1000])
 def test_every_row_comes_out_flagged(miner: LabelMiner, batch_rows: int) -> None:
-    ids = [*BAD, "twice", None]
-    texts = [*(text for text, _, _ in BAD.values()), "infarct", "infarct"]
+    ids = [*BAD, "twice", None, " ", " "]
+    texts = [*(text for text, _, _ in BAD.values()), *["infarct"] * 4]
     table = pl.DataFrame({"id": ids, "report": texts})
     parts = list(miner.mine_batches(table, id_column="id", batch_rows=batch_rows))
     assertions, rows = (pl.concat(part) for part in zip(*parts, strict=True))
@@ -210,10 +210,10 @@ def test_every_row_comes_out_flagged(miner: LabelMiner, batch_rows: int) -> None
     assert rows["study_id"].to_list() == ids
     assert rows.schema == ROW_SCHEMA
     assert assertions.schema == ASSERTION_SCHEMA
-    assert rows["flags"].to_list() == [*(flags for _, flags, _ in BAD.values()), ["duplicate_id"], ["no_id"]]
+    assert rows["flags"].to_list() == [*(flags for _, flags, _ in BAD.values()), ["duplicate_id"], *[["no_id"]] * 3]
     assert set(rows["flags"].explode().drop_nulls()) <= set(FLAGS)
     counts = [assertions.filter(pl.col("row") == row).height for row in range(len(ids))]
-    assert counts == [*(count for _, _, count in BAD.values()), 1, 1]
+    assert counts == [*(count for _, _, count in BAD.values()), *[1] * 4]
     wide = wide_table(assertions, rows, ["SR", "MI"])
     assert wide.select("row", "study_id", "flags").equals(rows)
 
