@@ -83,6 +83,8 @@ def test_only_words_for_what_is_there_now_yield_to_doubt(language: str) -> None:
         ("no significant change in atrial fibrillation", {"AFIB": "unchanged"}),
         ("the previously inverted t waves are now upright", {"INVT": "disappeared"}),
         ("no change in the ECG", {"SERIAL_NO_CHANGE": "unchanged"}),
+        ("keine änderung des vorhofflimmerns", {"AFIB": "unchanged"}),
+        ("ingen förändring av förmaksflimmer", {"AFIB": "unchanged"}),
         ("no longer evident ST elevation", {"STE_": "disappeared"}),
         ("vänstergrenblock nytillkommet", {"CLBBB": "appeared"}),
         ("ischemiförändringar som inte fanns på ekg 910218", {"ISC_": "appeared"}),

@@ -1,6 +1,8 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mmecg.labels.mining import LabelMiner
 from mmecg.labels.normalise import normalise
@@ -8,6 +10,7 @@ from mmecg.labels.rules import LANGUAGES, load_rules
 from mmecg.labels.typos import LostLetters, TypoMender, find_typos, rule_words
 
 CORPUS = ["atrial fibrillation"] * 40 + ["atrial fibrilation", "atrial fibrillatoin?", "left hypertrophy", "infarcts"]
+LETTERS = LostLetters([load_rules(language) for language in LANGUAGES])
 
 
 @pytest.fixture
@@ -71,9 +74,16 @@ def test_map_to_raw_text_never_goes_back() -> None:
     ],
 )
 def test_lost_letters_are_put_back_where_one_word_has_them(raw: str, mended: str) -> None:
-    found = LostLetters([load_rules(language) for language in LANGUAGES]).mend(raw)
+    found = LETTERS.mend(raw)
     assert found == mended
     assert len(found) == len(raw)
+
+
+@given(st.text(alphabet="\ufffd\ufffdvnsterfülkaä .\n\r5-", max_size=40))
+def test_mended_text_differs_in_lost_letters_alone(raw: str) -> None:
+    found = LETTERS.mend(raw)
+    assert len(found) == len(raw)
+    assert all(mended == char or char == "\ufffd" for char, mended in zip(raw, found, strict=True))
 
 
 def test_evidence_of_a_mended_word_is_the_raw_text() -> None:
