@@ -34,6 +34,7 @@ from mmecg.evaluation.label_pu import positive_unlabelled
 from mmecg.evaluation.label_random import fit_untrained
 from mmecg.evaluation.results import Evaluation, Row
 from mmecg.labels.mining import LabelMiner
+from mmecg.labels.rule_report import describe_edges, score_edges
 from mmecg.labels.rules import LANGUAGES
 from mmecg.labels.weights import load_agreement, load_text_evidence
 from mmecg.modeling.dual_encoder import DualEncoder
@@ -247,6 +248,8 @@ def _per_label(given: Given, tested: System) -> pl.DataFrame:
 
 
 def _describe(options: LabelOptions, data: LabelData, skipped: pl.DataFrame, notes: list[str]) -> dict[str, Any]:
+    edges = score_edges(data.table, data.labels, data.gold)
+    tested = edges.drop_nulls("precision")
     return {
         "fold": options.fold,
         "weights_fitted_on": list(TRAINING_FOLDS),
@@ -256,6 +259,12 @@ def _describe(options: LabelOptions, data: LabelData, skipped: pl.DataFrame, not
         "resamples": options.resamples,
         "seed": options.seed,
         "notes": notes,
+        "implications": {
+            "all": edges.height,
+            "tested": tested.to_dicts(),
+            "untested": edges.height - tested.height,
+            "summary": describe_edges(edges),
+        },
         "skipped": skipped.to_dicts(),
     }
 

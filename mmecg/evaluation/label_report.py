@@ -38,6 +38,7 @@ def render_label_report(evaluation: Evaluation) -> str:
     for row in evaluation.per_label.iter_rows():
         cells = ("–" if cell is None else f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row)
         lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", f"Implications of the vocabulary on this fold: {run['implications']['summary']}"]
     return "\n".join(lines) + "\n"
 
 

@@ -2,6 +2,7 @@
 
 A *rule* here is a pattern with the cue that decided its status, since the two together are what a reader doubts or
 trusts ("infarct" with "cannot be excluded"). Only findings that are gold labels can be scored; the others have counts.
+The same holds for the implications of the vocabulary: few have gold at both ends.
 """
 
 from __future__ import annotations
@@ -17,11 +18,18 @@ from numpy.typing import NDArray
 from mmecg.labels.assertion import LabelAssertion, main_language
 from mmecg.labels.mining import LabelMiner
 from mmecg.labels.rules import RULES_FOLDER
+from mmecg.labels.vocabulary import load_vocabulary
 
 REPORT_FILE = RULES_FOLDER / "REPORT.csv"
 """Scores of the shipped rules on folds 1 to 8 of PTB-XL, made by ``scripts/rule-report``."""
 
 FOLDS = tuple(range(1, 9))
+AXIS_CODES: dict[str, tuple[str, ...]] = {
+    "LEFT_AXIS_DEVIATION": ("LAD", "ALAD"),
+    "RIGHT_AXIS_DEVIATION": ("RAD", "ARAD"),
+}
+"""Values of the column ``heart_axis`` of PTB-XL."""
+
 MIN_REPORTS = 5
 """Rules seen in fewer reports are left out: their precision would be noise."""
 
@@ -98,6 +106,66 @@ def rule_report(data: Path) -> pl.DataFrame:
     labels = read_scp_statements(data)["label"].to_list()
     reports = mine_reports(LabelMiner(), table["report_raw"].fill_null("").to_list())
     return score_rules(reports, label_matrix(table, labels), labels)
+
+
+def axis_gold(table: pl.DataFrame) -> dict[str, NDArray[np.bool_]]:
+    """Return the axis deviations by finding, from the column ``heart_axis`` of PTB-XL: bool, shape (n,)."""
+    return {
+        finding: table["heart_axis"].is_in(codes).fill_null(value=False).to_numpy()
+        for finding, codes in AXIS_CODES.items()
+    }
+
+
+def score_edges(table: pl.DataFrame, labels: Sequence[str], gold: NDArray[np.bool_]) -> pl.DataFrame:
+    """Test the implications of the vocabulary on gold: statements, and the axis.
+
+    Parameters
+    ----------
+    table : polars.DataFrame
+        Of :func:`mmecg.datasets.ptb_xl.read_ptb_xl_table`.
+    labels : sequence of str
+    gold : bool, shape (n, labels)
+
+    Returns
+    -------
+    polars.DataFrame
+        One row an implication: ``finding``, ``implies``, ``records`` with the first, and ``precision``, the share of
+        them with the second. Both are null where gold has no label for one of the ends, or no record with the first:
+        such an implication is untested and rests on its reason.
+    """
+    axes = axis_gold(table)
+    names = [*labels, *axes]
+    values = np.column_stack([gold, *axes.values()])
+    counts = dict(zip(names, values.sum(axis=0).tolist(), strict=True))
+    rows = [
+        (edge.finding, edge.implies, None if found is None else counts[edge.finding], found)
+        for edge, found in load_vocabulary().edge_precision(names, values).items()
+    ]
+    types = {"finding": pl.String(), "implies": pl.String(), "records": pl.Int64(), "precision": pl.Float64()}
+    return pl.DataFrame(rows, schema=types, orient="row")
+
+
+def describe_edges(edges: pl.DataFrame) -> str:
+    """Return in words which implications :func:`score_edges` could test."""
+    tested = edges.drop_nulls("precision")
+    found = "; ".join(
+        f"{finding} implies {implies} in {precision:.2f} of {records} records"
+        for finding, implies, records, precision in tested.iter_rows()
+    )
+    untested = edges.height - tested.height
+    return (
+        f"{tested.height} of {edges.height} implications could be tested on gold{': ' if found else ''}{found}. The "
+        f"other {untested} have no gold at one of their ends and rest on what the words mean."
+    )
+
+
+def edge_report(data: Path) -> pl.DataFrame:
+    """Test the implications on folds 1 to 8 of a PTB-XL folder, as :func:`score_edges` returns them."""
+    from mmecg.datasets.ptb_xl import label_matrix, read_ptb_xl_table, read_scp_statements
+
+    table = read_ptb_xl_table(data).filter(pl.col("strat_fold").is_in(FOLDS))
+    labels = read_scp_statements(data)["label"].to_list()
+    return score_edges(table, labels, label_matrix(table, labels))
 
 
 def _gold_of(key: tuple[str, ...], column: dict[str, int], positives: dict[str, NDArray[np.int64]]) -> int | None:

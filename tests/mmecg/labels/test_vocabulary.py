@@ -10,6 +10,7 @@ import pytest
 
 from mmecg.datasets.ptb_xl import label_matrix, read_ptb_xl_table, read_scp_statements
 from mmecg.errors import ConfigError, InvalidInputError
+from mmecg.labels.rule_report import axis_gold, describe_edges, score_edges
 from mmecg.labels.vocabulary import (
     KINDS,
     MIN_EDGE_PRECISION,
@@ -23,8 +24,6 @@ from mmecg.labels.vocabulary import (
 
 PTB_XL = Path(__file__).parents[4] / "shared" / "data" / "ptbxl"
 TRAINING_FOLDS = range(1, 9)
-LEFT_AXIS, RIGHT_AXIS = ("LAD", "ALAD"), ("RAD", "ARAD")
-"""Deviations of the column heart_axis of PTB-XL."""
 
 CODES = {"scp": 71, "snomed": 133, "ecgfounder": 150, "ecg_fm": 17}
 SERIAL_STATEMENTS = ("NOW", "NO LONGER", "REPLACED", "LESS", "MORE", " HAS ", "CHANGE IN")
@@ -42,9 +41,8 @@ def gold() -> tuple[tuple[str, ...], np.ndarray]:
         pytest.skip("../shared/data/ptbxl is not here")
     table = read_ptb_xl_table(PTB_XL).filter(pl.col("strat_fold").is_in(TRAINING_FOLDS))
     statements = tuple(read_scp_statements(PTB_XL)["label"])
-    axis = [table["heart_axis"].is_in(sides).fill_null(value=False).to_numpy() for sides in (LEFT_AXIS, RIGHT_AXIS)]
-    values = np.column_stack([label_matrix(table, statements), *axis])
-    return (*statements, "LEFT_AXIS_DEVIATION", "RIGHT_AXIS_DEVIATION"), values
+    axes = axis_gold(table)
+    return (*statements, *axes), np.column_stack([label_matrix(table, statements), *axes.values()])
 
 
 def toy(*, crosswalk: tuple[Mapping, ...] = (), edges: tuple[Edge, ...] = (), kind: str = "form") -> Vocabulary:
@@ -164,6 +162,23 @@ def test_no_implication_is_contradicted_by_gold(vocabulary: Vocabulary, gold: tu
     wrong = {f"{edge.finding} -> {edge.implies}": value for edge, value in tested.items() if value < MIN_EDGE_PRECISION}
     assert not wrong
     assert all(edge.reason for edge in precision.keys() - tested.keys()), "an untested edge needs its reason"
+
+
+@pytest.mark.data
+def test_the_table_says_which_implications_gold_tests(vocabulary: Vocabulary, gold: tuple) -> None:
+    tested = {edge: round(value, 2) for edge, value in vocabulary.edge_precision(*gold).items() if value is not None}
+    assert tested == {edge: edge.precision for edge in vocabulary.edges if edge.precision is not None}
+
+
+def test_the_report_counts_implications_that_gold_cannot_test(vocabulary: Vocabulary) -> None:
+    table = pl.DataFrame({"heart_axis": ["LAD", None, "MID", "ALAD"]})
+    edges = score_edges(table, ["LAFB", "IMI"], np.array([[True, True], [False, True], [True, False], [True, False]]))
+    assert edges.height == len(vocabulary.edges)
+    assert edges.drop_nulls("precision").rows() == [("LAFB", "LEFT_AXIS_DEVIATION", 3, pytest.approx(2 / 3))]
+    said = describe_edges(edges)
+    assert f"1 of {edges.height} implications" in said
+    assert "LAFB implies LEFT_AXIS_DEVIATION in 0.67 of 3 records" in said
+    assert f"The other {edges.height - 1} have no gold" in said
 
 
 @pytest.mark.data
