@@ -119,6 +119,8 @@ def test_every_row_is_there_with_its_value_or_the_reason(toy_folder: Path) -> No
     assert {*TEXT_ROWS, *ECG_ROWS, "pu/f1_share_of_oracle/0.2"} <= rows.keys()
     for key in ("text/macro_f1_20", "text_ecg/macro_f1_20", "text_ecg/ece"):
         assert np.isfinite(rows[key].value), key
+    for key in ("text_ecg/macro_f1_20", "text_ecg/ece", "text_ecg/brier"):
+        assert np.isfinite(rows[key].baselines["random_encoder"]), key
     for key in TOO_FEW:
         assert rows[key].extra["reason"], key
 
