@@ -160,12 +160,10 @@ def _with_flags(rows: pl.DataFrame, flags: list[pl.DataFrame]) -> pl.DataFrame:
         held = rows.select(at=pl.int_range(0, pl.len()), flag="flags").explode("flag").drop_nulls()
         listed, rows = pl.concat([listed, held]), rows.drop("flags")
     grouped = listed.group_by("at").agg(pl.col("flag").unique().sort().alias("flags"))
-    joined = (
-        rows.with_row_index("at")
-        .with_columns(pl.col("at").cast(pl.Int64))
-        .join(grouped, on="at", how="left", maintain_order="left")
-    )
-    return joined.drop("at").with_columns(pl.col("flags").fill_null(pl.lit([], dtype=pl.List(pl.String))))
+    place = np.full(rows.height, grouped.height)
+    place[grouped["at"].to_numpy()] = np.arange(grouped.height)
+    none = pl.Series("flags", [[]], dtype=ROW_SCHEMA["flags"])
+    return rows.with_columns(pl.concat([grouped["flags"], none]).gather(place))
 
 
 def _texts_of(column: pl.Series) -> pl.DataFrame:
@@ -223,6 +221,7 @@ def _flag_ids(ids: pl.Series, repeated: pl.Series) -> list[pl.DataFrame]:
 
 
 def _flag_empty(texts: pl.DataFrame, height: int) -> pl.DataFrame:
-    said = texts.filter(pl.col("text").is_null() | (pl.col("text").str.strip_chars() != ""))["at"].unique()
-    at = pl.int_range(0, height, eager=True).alias("at")
-    return at.filter(~at.is_in(said.implode())).to_frame().select("at", flag=pl.lit("empty"))
+    speaks = texts["text"].is_null() | (texts["text"].str.strip_chars() != "")
+    empty = np.ones(height, dtype=bool)
+    empty[texts["at"].filter(speaks).to_numpy()] = False
+    return pl.DataFrame({"at": np.flatnonzero(empty)}).select("at", flag=pl.lit("empty"))

@@ -7,7 +7,7 @@ distinct one is mined once.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,13 @@ import numpy.typing as npt
 import polars as pl
 
 from mmecg.labels.assertion import LabelAssertion
-from mmecg.labels.report_rows import TableBatch, has_control_characters, read_batch, without_control_characters
+from mmecg.labels.report_rows import (
+    ReportBatch,
+    TableBatch,
+    has_control_characters,
+    read_batch,
+    without_control_characters,
+)
 
 if TYPE_CHECKING:
     from mmecg.labels.mining import LabelMiner, Mined
@@ -145,7 +151,7 @@ def mine_batch(
     source = np.arange(int(times.sum())) + np.repeat(begin[pieces.which] - before, times)
     text, offset = np.repeat(pieces.text, times), np.repeat(pieces.offset, times).astype(np.int32)
     at = reports.texts["at"].gather(text)
-    found = _name(miner, said.drop("piece")[source]).with_columns(
+    found = said.drop("piece")[source].with_columns(
         reports.rows["row"].gather(at),
         reports.rows["study_id"].gather(at),
         reports.texts["column"].gather(text),
@@ -153,14 +159,14 @@ def mine_batch(
         pl.col("end") + offset,
         *(pl.when(pl.col(name) >= 0).then(pl.col(name) + offset).otherwise(-1).alias(name) for name in _CUE_SPAN),
     )
-    found = _with_raw_evidence(found, text, reports.raw)
+    found = _with_raw_evidence(found, text, reports)
     if len(text_columns) > 1:
         order = pl.col("column").replace_strict(list(text_columns), range(len(text_columns)), return_dtype=pl.Int32)
         found = found.sort("row", order, "start", maintain_order=True)
     return found.select(*ASSERTION_SCHEMA).cast(ASSERTION_SCHEMA), reports.rows
 
 
-def _with_raw_evidence(found: pl.DataFrame, text: Longs, raw: Mapping[int, str]) -> pl.DataFrame:
+def _with_raw_evidence(found: pl.DataFrame, text: Longs, reports: ReportBatch) -> pl.DataFrame:
     """Return assertions with the words as written, also where a part of them was blank when they were mined.
 
     Parameters
@@ -168,10 +174,12 @@ def _with_raw_evidence(found: pl.DataFrame, text: Longs, raw: Mapping[int, str])
     found : polars.DataFrame
     text : int64, shape (assertions,)
         The text that each is from.
-    raw : mapping of int to str
-        Texts that were blanked, as they were before.
+    reports : ReportBatch
     """
-    at = np.flatnonzero(np.isin(text, list(raw)))
+    raw = reports.raw
+    was_blanked = np.zeros(reports.texts.height, dtype=bool)
+    was_blanked[list(raw)] = True
+    at = np.flatnonzero(was_blanked[text])
     if not at.size:
         return found
     spans = zip(text[at].tolist(), found["start"].gather(at), found["end"].gather(at), strict=True)
@@ -180,12 +188,12 @@ def _with_raw_evidence(found: pl.DataFrame, text: Longs, raw: Mapping[int, str])
 
 
 def _say(miner: LabelMiner, pieces: pl.Series, probability: Probability | None) -> pl.DataFrame:
-    """Return what pieces say as a table of numbers (:data:`_NUMBERED`); offsets count from the piece's beginning."""
+    """Return what pieces say as a table; offsets count from the piece's beginning."""
     mined = miner.mine_pieces(pieces)
     said = pl.DataFrame(
         {"piece": mined.text, **{name: getattr(mined, name) for name in (*_NUMBERED, "start", "end", *_CUE_SPAN)}}
     )
-    return said.with_columns(
+    return _name(miner, said).with_columns(
         evidence=pieces.gather(said["piece"]).str.slice(said["start"], said["end"] - said["start"]),
         probability=_probabilities(miner, mined, probability),
     )
