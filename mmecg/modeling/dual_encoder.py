@@ -150,7 +150,10 @@ class DualEncoder(nn.Module):
 
     def encode_ecg(self, ecgs: Sequence[Ecg]) -> NDArray[np.float32]:
         """Return float32, shape (batch, dim), unit norm; any rate, length and lead subset, mixed freely."""
-        features = self.ecg_features(ecgs)
+        return self.embed_features(self.ecg_features(ecgs))
+
+    def embed_features(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the embeddings, float32, shape (batch, dim), unit norm, of what :meth:`ecg_features` returned."""
         with torch.inference_mode():
             return _to_numpy(self.project_ecg(torch.from_numpy(features).to(self._device)))
 

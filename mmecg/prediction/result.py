@@ -25,11 +25,12 @@ FLAGS: dict[str, str] = {
     "no_as_of": "neither as_of nor the time of the study was given, so nothing counts as earlier",
     "history_truncated": "the subject has more earlier studies than are used; the latest were taken",
     "as_of_in_future": "as_of lies in the future",
-    "before_birth": "as_of lies before the subject was born, by an age that an earlier study gives",
+    "before_birth": "as_of lies before the subject was born, by an age that a study of theirs gives",
     "implausible_vitals": "vitals contradict each other or an earlier study and were left out",
     "no_cohort": "the corpus has too few labelled studies of other subjects for a vote",
     "not_calibrated": "the recording is not 12 leads of 10 s, which is what the calibration is for",
     "novel": "the recording is unlike those the model knows",
+    "no_ecg": "the study has no ECG: the answer rests on its text, or on prevalence, and nothing is promised of it",
 }
 """What a prediction may be flagged with, and what that means."""
 
@@ -102,7 +103,7 @@ class LabelPrediction:
     conformal_set : tuple of bool
         Values that cannot be excluded at the promised level: ``(True,)``, ``(False,)``, both, or none.
     decision : {"present", "absent", "undecided", "not_supported"}
-        ``present`` and ``absent`` if the conformal set has that value alone.
+        ``present`` and ``absent`` if the conformal set has that value alone, and it is the likelier one.
     reason : str
         Why it is undecided or not supported; empty otherwise.
     """

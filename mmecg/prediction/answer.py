@@ -1,0 +1,223 @@
+"""From log-odds to the values of an answer: decisions, evidence, uncertainty, and whether to abstain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmecg.ecg import Ecg
+from mmecg.prediction.asked import AskedLabel
+from mmecg.prediction.calibration import shift_prevalence
+from mmecg.prediction.history import Prior
+from mmecg.prediction.result import Decision, LabelPrediction, NeighbourEvidence, PriorEvidence
+from mmecg.prediction.vote import Vote
+from mmecg.quality import assess_quality
+
+MOVED = 0.05
+"""Log-odds from which on an earlier study is said to have moved a label."""
+
+MOST_MOVED = 8
+CALIBRATED_S = (9.5, 10.5)
+"""Seconds of a recording that the calibration is for: the 10 s of PTB-XL, give or take a device's rounding."""
+
+NOT_POOR = 0.5
+"""Share of the recorded leads that may be flat, saturated or noisy before the prediction abstains."""
+
+_POOR = frozenset({"flat", "saturated", "noise"})
+_NO_ECG = "no_ecg"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the heads give for one study; everything is shape (labels,).
+
+    Attributes
+    ----------
+    alone, joined : float64, log-odds
+        Without and with the history.
+    spread : float64
+        Standard deviation of the ensemble's log-odds.
+    low, high : float64
+        Venn-Abers interval of ``joined``.
+    sets : bool, shape (labels, 2)
+        Whether the conformal set holds absent, and present.
+    trained, site : floating
+        Prevalence in calibration and at the caller's site (NaN: the same).
+    """
+
+    alone: NDArray[np.float64]
+    joined: NDArray[np.float64]
+    spread: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    sets: NDArray[np.bool_]
+    trained: NDArray[np.floating]
+    site: NDArray[np.float64]
+
+
+def predict_labels(
+    asked: Sequence[AskedLabel], scores: Scores, missing: Mapping[int, str], *, has_ecg: bool
+) -> tuple[tuple[LabelPrediction, ...], tuple[int, ...]]:
+    """Return the prediction of each label, and the column that answered it (the likeliest of several).
+
+    A prevalence at the caller's site shifts probabilities and intervals; the conformal sets, which hold for each class
+    by itself, stay.
+
+    Parameters
+    ----------
+    asked : sequence of AskedLabel
+    scores : Scores
+    missing : mapping of int to str
+        Columns that the recording does not support, and why.
+    has_ecg : bool
+    """
+    alone, joined = (_expit(_shift(logits, scores)) for logits in (scores.alone, scores.joined))
+    low, high = (_expit(_shift(_logit(edge), scores)) for edge in (scores.low, scores.high))
+    predicted, columns = [], []
+    for one in asked:
+        usable = [column for column in one.columns if column not in missing]
+        column = max(usable or one.columns, key=lambda at: float(joined[at]))
+        columns.append(column)
+        if not usable:
+            predicted.append(_unsupported(one.label, missing[column]))
+            continue
+        held = tuple(value for value in (True, False) if scores.sets[column, int(value)])
+        decision, reason = decide(float(joined[column]), held) if has_ecg else ("undecided", _NO_ECG)
+        predicted.append(
+            LabelPrediction(
+                label=one.label,
+                probability=float(joined[column]),
+                low=float(min(low[column], joined[column])),
+                high=float(max(high[column], joined[column])),
+                single=float(alone[column]),
+                spread=float(scores.spread[column]),
+                conformal_set=held,
+                decision=decision,
+                reason=reason,
+            )
+        )
+    return tuple(predicted), tuple(columns)
+
+
+def decide(probability: float, held: tuple[bool, ...]) -> tuple[Decision, str]:
+    """Return the decision that a conformal set allows, and why it is none.
+
+    A set of one value decides only if that value is also the likelier one: the sets cover each class by itself, so of
+    a rare label one study in ten without it may have a set of ``present`` alone, at a probability of a few per cent.
+    """
+    if len(held) == 2:
+        return "undecided", "both values fit at the promised level"
+    if not held:
+        return "undecided", "neither value fits at the promised level"
+    if held[0] != (probability >= 0.5):
+        return "undecided", "the one value that fits at the promised level is the less likely one"
+    return ("present", "") if held[0] else ("absent", "")
+
+
+def prior_evidence(
+    asked: Sequence[AskedLabel],
+    columns: Sequence[int],
+    priors: Sequence[Prior],
+    share: NDArray[np.float32],
+    effect: NDArray[np.float32],
+    embedding: NDArray[np.float32],
+) -> tuple[PriorEvidence, ...]:
+    """Return the earlier studies as evidence, latest first.
+
+    Parameters
+    ----------
+    asked : sequence of AskedLabel
+    columns : sequence of int
+        That answered them.
+    priors : sequence of Prior
+    share, effect : float32, shape (priors, labels)
+        Attention, and the log-odds that each added.
+    embedding : float32, shape (dim,)
+        Of the study that is predicted; NaN without an ECG.
+    """
+    found = []
+    for place, prior in enumerate(priors):
+        moved = {one.label: float(effect[place, column]) for one, column in zip(asked, columns, strict=True)}
+        strongest = sorted(moved.items(), key=lambda item: -abs(item[1]))[:MOST_MOVED]
+        found.append(
+            PriorEvidence(
+                study_id=prior.study_id,
+                days_before=prior.days_before,
+                source=prior.source,
+                similarity=float("nan") if prior.embedding is None else float(prior.embedding @ embedding),
+                weight=float(share[place, list(columns)].mean()),
+                effects={label: value for label, value in strongest if abs(value) >= MOVED},
+            )
+        )
+    return tuple(found)
+
+
+def neighbour_evidence(
+    asked: Sequence[AskedLabel], columns: Sequence[int], vote: Vote | None
+) -> tuple[NeighbourEvidence, ...]:
+    """Return the studies that voted, nearest first, with what they voted for among the labels asked for."""
+    if vote is None:
+        return ()
+    return tuple(
+        NeighbourEvidence(
+            study_id=study_id,
+            score=float(score),
+            weight=float(weight),
+            labels=tuple(one.label for one, column in zip(asked, columns, strict=True) if values[column] >= 0.5),
+        )
+        for study_id, score, weight, values in zip(vote.study_ids, vote.scores, vote.weights, vote.values, strict=True)
+    )
+
+
+def expected_errors(logits: NDArray[np.float64], missing: Mapping[int, str]) -> float:
+    """Return the mean over the supported labels of the smaller of probability and its complement."""
+    chance = _expit(-np.abs(logits))
+    kept = [column for column in range(len(chance)) if column not in missing]
+    return float(chance[kept].mean()) if kept else 0.5
+
+
+def rank_among(value: float, quantiles: NDArray[np.float32]) -> float:
+    """Return the share of calibration studies that were surer."""
+    return float(np.searchsorted(quantiles, value, side="left") / len(quantiles))
+
+
+def is_poor(ecg: Ecg) -> bool:
+    """Return whether more than half of the recorded leads are flat, saturated or noisy (:mod:`mmecg.quality`)."""
+    bad = {lead for finding in assess_quality(ecg) if finding.kind in _POOR for lead in finding.leads}
+    return len(bad) > NOT_POOR * len(ecg.leads)
+
+
+def is_calibrated_for(ecg: Ecg) -> bool:
+    """Return whether a recording is what the calibration is for: 12 leads of 10 s."""
+    return bool(ecg.lead_mask.all()) and CALIBRATED_S[0] <= ecg.duration_s <= CALIBRATED_S[1]
+
+
+def _unsupported(label: str, reason: str) -> LabelPrediction:
+    nothing = float("nan")
+    return LabelPrediction(
+        label=label,
+        probability=nothing,
+        low=nothing,
+        high=nothing,
+        single=nothing,
+        spread=nothing,
+        conformal_set=(),
+        decision="not_supported",
+        reason=reason,
+    )
+
+
+def _shift(logits: NDArray[np.float64], scores: Scores) -> NDArray[np.float64]:
+    return shift_prevalence(logits[None], scores.trained, scores.site)[0]
+
+
+def _expit(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(np.exp(-np.logaddexp(0, -logits)))
+
+
+def _logit(share: NDArray[np.float64]) -> NDArray[np.float64]:
+    safe = np.clip(share, 1e-12, 1 - 1e-12)
+    return np.asarray(np.log(safe) - np.log1p(-safe))

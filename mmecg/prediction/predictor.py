@@ -1,0 +1,290 @@
+"""`Predictor`: encoder, heads and corpus joined. A study in, an answer out.
+
+Which modality does what:
+
+=================  ===================================================================================================
+ECG                the prediction; without one, the text gives it, and without text the prevalence
+report, labels     of the study that is predicted: not read if it has an ECG, for they are the answer
+vitals             checked against earlier studies and flagged; they do not enter, because on PTB-XL age, sex, height
+                   and weight added nothing to the vote (``vitals_gain`` in the top README: the interval holds zero)
+earlier studies    labels, else mined labels of the report, and the stored embedding of the ECG; any of them may lack
+others             votes of the coded studies of other subjects
+=================  ===================================================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmecg.bundle import Bundle
+from mmecg.ecg import Ecg
+from mmecg.errors import FingerprintMismatchError
+from mmecg.labels.report_miner import ReportMiner
+from mmecg.prediction import answer
+from mmecg.prediction.answer import Scores
+from mmecg.prediction.asked import AskedLabel, LabelResolver
+from mmecg.prediction.changes import find_changes
+from mmecg.prediction.earlier import Earlier, find_earlier
+from mmecg.prediction.heads import PredictionHeads, read_heads
+from mmecg.prediction.history import HistoryEffect, Prior, build_tokens, last_known
+from mmecg.prediction.known import KnownLabels
+from mmecg.prediction.query import PredictionQuery, time_flags, vitals_contradict
+from mmecg.prediction.result import Measurement, Prediction, PredictionOptions, Uncertainty
+from mmecg.prediction.support import unsupported
+from mmecg.prediction.vote import CohortVotes, Vote
+from mmecg.search import CorpusStore
+from mmecg.study import Study
+from mmecg.vitals import Vitals
+
+NOVEL_FROM = 0.5
+
+
+@dataclass(frozen=True)
+class _Case:
+    """One query on its way: what was asked, found and computed so far."""
+
+    query: PredictionQuery
+    asked: tuple[AskedLabel, ...]
+    site: NDArray[np.float64]
+    earlier: Earlier
+    priors: list[Prior]
+    features: NDArray[np.float32] | None
+    embedding: NDArray[np.float32]
+
+
+class Predictor:
+    """Predicts labels of a study from its ECG, the subject's earlier studies, and similar studies of others.
+
+    Safe to call from many threads.
+
+    Parameters
+    ----------
+    bundle : Bundle
+    corpus : CorpusStore, optional
+        Where history and neighbours come from.
+    heads : PredictionHeads, optional
+        Default those of the bundle.
+    miner : ReportMiner, optional
+        Reads reports of earlier studies without labels; default the one that ships.
+
+    Raises
+    ------
+    BundleError
+        The bundle has no heads.
+    FingerprintMismatchError
+        Corpus or heads are of another bundle.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        corpus: CorpusStore | None = None,
+        *,
+        heads: PredictionHeads | None = None,
+        miner: ReportMiner | None = None,
+    ) -> None:
+        self.heads = heads or read_heads(bundle)
+        for what, part in (("heads", self.heads), ("corpus", corpus)):
+            if part is not None and part.fingerprint != bundle.fingerprint:
+                raise FingerprintMismatchError(got=part.fingerprint, expected=bundle.fingerprint, what=what)
+        self.bundle = bundle
+        self.corpus = corpus
+        self.known = KnownLabels(self.heads.labels, miner)
+        self._labels = LabelResolver(self.heads.labels)
+        cohort = self.heads.cohort
+        self._votes = None if corpus is None else CohortVotes(corpus, self.known, cohort.k, cohort.minimum_studies)
+
+    def predict(
+        self,
+        study: Study | Ecg,
+        *,
+        subject_id: str | None = None,
+        as_of: datetime | None = None,
+        extra_history: Sequence[Study] = (),
+        vitals: Vitals | None = None,
+        options: PredictionOptions | None = None,
+    ) -> Prediction:
+        """Predict one study; the arguments are those of :class:`PredictionQuery`.
+
+        Raises
+        ------
+        QueryError
+            A label without a head, or a study of another subject among ``extra_history``.
+        """
+        query = PredictionQuery(
+            study=study,
+            subject_id=subject_id,
+            as_of=as_of,
+            extra_history=extra_history,
+            vitals=vitals,
+            options=options or PredictionOptions(),
+        )
+        return self.predict_many([query])[0]
+
+    def predict_many(self, queries: Sequence[PredictionQuery]) -> list[Prediction]:
+        """Predict several studies, in their order; all ECGs are encoded in one batch.
+
+        Raises
+        ------
+        QueryError
+            As :meth:`predict`.
+        """
+        cases = self._encode(
+            [
+                (
+                    query,
+                    self._labels.resolve(query.options.labels),
+                    self._labels.site_prevalence(query.options.prevalence),
+                    find_earlier(query, self.corpus),
+                )
+                for query in queries
+            ]
+        )
+        return [self._answer(case) for case in cases]
+
+    def _encode(
+        self, waiting: Sequence[tuple[PredictionQuery, tuple[AskedLabel, ...], NDArray[np.float64], Earlier]]
+    ) -> list[_Case]:
+        ecgs = [ecg for query, *_, earlier in waiting for ecg in (query.ecg, *earlier.ecgs) if ecg is not None]
+        encoder = self.bundle.encoder
+        features = iter(encoder.ecg_features(ecgs)) if ecgs else iter(())
+        dim = self.heads.embedding.weight.shape[0]
+        cases = []
+        for query, asked, site, earlier in waiting:
+            own = next(features) if query.ecg is not None else None
+            added = [next(features) for _ in earlier.ecgs]
+            rows = [one for one in (own, *added) if one is not None]
+            vectors = list(encoder.embed_features(np.stack(rows))) if rows else []
+            embedding = vectors.pop(0) if own is not None else np.full(dim, np.nan, np.float32)
+            earlier = earlier.with_embeddings(vectors)
+            priors = earlier.priors(self.known, query.moment) if query.moment is not None else []
+            cases.append(_Case(query, asked, site, earlier, priors, own, embedding))
+        return cases
+
+    def _answer(self, case: _Case) -> Prediction:
+        query, options, ecg = case.query, case.query.options, case.query.ecg
+        missing = self._missing(ecg)
+        single, spread = self._single(case)
+        vote = self._vote(case)
+        alone = single if vote is None else self.heads.cohort.apply(single, vote.shares[None])
+        history = self._history(case, alone)
+        scores, quantiles = self._scores(case, alone, history.logits, spread, voted=vote is not None)
+        labels, columns = answer.predict_labels(case.asked, scores, missing, has_ecg=ecg is not None)
+        uncertainty = self._uncertainty(case, scores, quantiles, missing)
+        reasons = _abstain_reasons(ecg, uncertainty, options.abstain_share)
+        novel = ["novel"] if "novelty" in reasons else []
+        wants_vote = options.use_cohort and ecg is not None
+        return Prediction(
+            labels=labels,
+            changes=find_changes(labels, columns, case.priors),
+            priors=answer.prior_evidence(
+                case.asked, columns, case.priors, history.share[0], history.effect[0], case.embedding
+            ),
+            neighbours=answer.neighbour_evidence(case.asked, columns, vote),
+            measurements=self._measurements(case),
+            uncertainty=uncertainty,
+            abstained=bool(reasons),
+            abstain_reasons=tuple(reasons),
+            flags=(*_flags(case), *(["no_cohort"] if wants_vote and vote is None else []), *novel),
+            history_found=case.earlier.found,
+            history_used=len(case.priors),
+            as_of=query.as_of or query.acquired_at,
+            level=options.level,
+            fingerprint=self.heads.fingerprint,
+        )
+
+    def _single(self, case: _Case) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return log-odds and their spread, shape (1, labels): of the ECG, else of the text, else of prevalence."""
+        if case.features is not None:
+            return self.heads.single.logits(case.features[None])
+        text = None if isinstance(case.query.study, Ecg) else self.known.text_logits(case.query.study)
+        share = np.clip(self.heads.prevalence.astype(np.float64), 1e-6, 1 - 1e-6)
+        logits = np.log(share / (1 - share)) if text is None else text
+        return logits[None], np.zeros((1, len(logits)))
+
+    def _vote(self, case: _Case) -> Vote | None:
+        if self._votes is None or case.features is None or not case.query.options.use_cohort:
+            return None
+        return self._votes.of(case.embedding, case.query.subject, case.query.study_id)
+
+    def _history(self, case: _Case, alone: NDArray[np.float64]) -> HistoryEffect:
+        heads = self.heads
+        tokens = build_tokens(
+            alone, case.embedding[None], [case.priors], [case.earlier.found], heads.embedding, heads.prevalence
+        )
+        return heads.history.apply(alone, tokens)
+
+    def _scores(
+        self,
+        case: _Case,
+        alone: NDArray[np.float64],
+        joined: NDArray[np.float64],
+        spread: NDArray[np.float64],
+        *,
+        voted: bool,
+    ) -> tuple[Scores, NDArray[np.float32]]:
+        """Return the scores, and the calibration quantiles of the uncertainty, of the route that was taken."""
+        route = self.heads.confidence.cohort if voted else self.heads.confidence.alone
+        low, high = route.venn_abers.interval(joined)
+        category = last_known([case.priors], len(self.heads.labels))
+        sets = route.conformal.sets(joined, category, case.query.options.level)
+        if case.features is None:  # nothing was calibrated for this: nothing is excluded
+            low, high, sets = np.zeros_like(low), np.ones_like(high), np.ones_like(sets)
+        scores = Scores(alone[0], joined[0], spread[0], low[0], high[0], sets[0], self.heads.prevalence, case.site)
+        return scores, route.uncertainty
+
+    def _uncertainty(
+        self, case: _Case, scores: Scores, quantiles: NDArray[np.float32], missing: dict[int, str]
+    ) -> Uncertainty:
+        errors = answer.expected_errors(scores.joined, missing)
+        novelty, kind = 0.0, ""
+        if case.features is not None and case.query.ecg is not None:
+            found = self.heads.novelty.scores(case.features[None], [case.query.ecg])
+            novelty, kind = float(found.probability[0]), found.kind[0]
+        return Uncertainty(
+            expected_errors=errors,
+            rank=answer.rank_among(errors, quantiles),
+            spread=float(scores.spread.mean()),
+            novelty=novelty,
+            novelty_kind=kind if novelty >= NOVEL_FROM else "",
+        )
+
+    def _missing(self, ecg: Ecg | None) -> dict[int, str]:
+        """Return the columns that a recording does not support, and why."""
+        if ecg is None:
+            return {}
+        reasons = unsupported(ecg, self.heads.labels)
+        return {column: reasons[label] for column, label in enumerate(self.heads.labels) if label in reasons}
+
+    def _measurements(self, case: _Case) -> tuple[Measurement, ...]:
+        if case.features is None:
+            return ()
+        value, low, high = self.heads.age.predict(case.features[None], case.query.options.level)
+        return (Measurement(name="age_years", value=float(value[0]), low=float(low[0]), high=float(high[0])),)
+
+
+def _flags(case: _Case) -> list[str]:
+    query = case.query
+    flags = time_flags(query) if query.options.use_history or query.as_of else []
+    flags += [flag for flag in case.earlier.flags if flag not in flags]
+    if vitals_contradict(query.known_vitals, query.moment, case.earlier.studies):
+        flags.append("implausible_vitals")
+    if query.ecg is None:
+        flags.append("no_ecg")
+    elif not answer.is_calibrated_for(query.ecg):
+        flags.append("not_calibrated")
+    return flags
+
+
+def _abstain_reasons(ecg: Ecg | None, uncertainty: Uncertainty, share: float) -> list[str]:
+    reasons = ["quality"] if ecg is not None and answer.is_poor(ecg) else []
+    if uncertainty.novelty >= NOVEL_FROM:
+        reasons.append("novelty")
+    if uncertainty.rank > 1 - share:
+        reasons.append("uncertain")
+    return reasons
