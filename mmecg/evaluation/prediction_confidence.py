@@ -1,0 +1,349 @@
+"""Protocols on one system's log-odds: discrimination, calibration, conformal sets, abstention, decision curves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from mmecg.evaluation.bootstrap import bootstrap_mean, interval
+from mmecg.evaluation.label_metrics import Figure, brier, ece
+from mmecg.evaluation.metrics import auprc, eligible
+from mmecg.evaluation.prediction_cases import BASELINES, Cases, Part, join, macro_row
+from mmecg.evaluation.prediction_metrics import (
+    calibration_line,
+    ece_if_calibrated,
+    ece_of_labels,
+    error_reduction,
+    mean_figure,
+    net_benefit,
+    reliability,
+    risk_coverage,
+    sensitivity_at,
+)
+from mmecg.evaluation.results import Row
+
+SPECIFICITIES: tuple[float, ...] = (0.90, 0.95)
+COVERAGES = np.linspace(0.05, 1.0, 20)
+THRESHOLDS = np.round(np.arange(0.01, 0.61, 0.01), 2)
+LEVELS: tuple[float, ...] = (0.8, 0.9, 0.95)
+DRAWN_LABELS: tuple[str, ...] = ("AFIB", "CLBBB", "IMI", "LVH")
+"""Statements whose decision and reliability curves are drawn, beside the superclasses."""
+
+ConformalSets = Callable[[float], NDArray[np.bool_]]
+"""From a level to sets: bool, shape (n, labels, 2), [absent included, present included]."""
+
+
+@dataclass(frozen=True)
+class Sets:
+    """Conformal sets of the cases at one level, and whether the truth lies in them.
+
+    Attributes
+    ----------
+    covered : bool, shape (n, labels)
+    size : int64, shape (n, labels)
+        0 to 2.
+    """
+
+    covered: NDArray[np.bool_]
+    size: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, gold: NDArray[np.bool_], sets: NDArray[np.bool_]) -> Sets:
+        """Compare sets with gold."""
+        covered = np.where(gold, sets[:, :, 1], sets[:, :, 0])
+        return cls(np.asarray(covered, np.bool_), sets.sum(axis=2))
+
+
+def discrimination(cases: Cases, system: str, name: str) -> Part:
+    """Return macro AUROC, AUPRC and sensitivities of a system, and the table of its labels.
+
+    Parameters
+    ----------
+    cases : Cases
+    system : str
+        Key of ``cases.systems``.
+    name : str
+        First word of the rows.
+    """
+    rows: list[Row] = []
+    tables = []
+    for task, part in cases.tasks().items():
+        found = part.aurocs(system)
+        enough, some = found.enough, found.some
+        everything = found.macro(some)
+        precision = auprc(part.gold, part.systems[system])
+        both = {"value_min_10_positives": found.macro().value, "value_all_labels": everything.value}
+        counts = {"n_labels_min_10_positives": int(enough.sum()), "n_labels_all_labels": int(some.sum())}
+        rate = part.gold.mean(axis=0)
+        rows.append(
+            macro_row(f"{name}/{task}", part, everything, some, **both, **counts, auprc=_mean(precision, some),
+                      auprc_prevalence=_mean(rate, some))
+        )  # fmt: skip
+        columns: dict[str, NDArray[np.float64]] = {}
+        for specificity in SPECIFICITIES:
+            sensitivity = sensitivity_at(part.gold, part.systems[system], part.weights, specificity)
+            percent = round(100 * specificity)
+            figure = mean_figure(*sensitivity, enough)
+            others = {"prevalence": 1 - specificity, **_random_sensitivity(part, specificity, enough)}
+            rows.append(
+                figure.row(f"{name}/{task}/sensitivity_at_{percent}", len(part), others, n_labels=int(enough.sum()))
+            )
+            columns[f"sensitivity_at_{percent}"] = sensitivity[0]
+        bounds = [interval(found.samples[:, column]) for column in range(len(part.labels))]
+        random = part.aurocs_without_resamples("random_encoder")
+        tables.append(
+            pl.DataFrame(
+                {
+                    "protocol": [name] * len(part.labels),
+                    "task": [task] * len(part.labels),
+                    "label": list(part.labels),
+                    "positives": part.gold.sum(axis=0),
+                    "auroc": found.values,
+                    "low": [bound.low for bound in bounds],
+                    "high": [bound.high for bound in bounds],
+                    "auprc": precision,
+                    "prevalence": rate,
+                    "random_encoder": random,
+                    **columns,
+                    "ece": ece_of_labels(part.gold, part.probability(system)),
+                }
+            ).with_columns(pl.col(pl.Float64).fill_nan(None))
+        )
+    return Part(tuple(rows), {f"labels_{name}": pl.concat(tables)})
+
+
+def calibration(cases: Cases, system: str) -> Part:
+    """Return ECE, Brier score, slope and intercept, and the reliability curves.
+
+    Rows are means over the labels with at least 10 positives; the two baselines say what the figure would be for a
+    probe on the random encoder, and for the rate of each label.
+    """
+    rows: list[Row] = []
+    tables = []
+    for task, part in cases.tasks().items():
+        suffix = "" if task == "all" else "/superclass"
+        kept = eligible(part.gold)
+        columns = np.flatnonzero(kept)
+        gold, n = part.gold[:, columns], len(part)
+        probability = part.probability(system)
+        if not len(columns):
+            continue
+        none = np.empty((n, 0), np.float32)
+        other = {name: part.probability(name) for name in BASELINES if name == "prevalence" or name in part.systems}
+        error = ece(gold, probability[:, columns], part.weights)
+        floor = ece_if_calibrated(probability[:, columns], seed=part.seed)
+        rows.append(
+            error.row(
+                f"ece/macro{suffix}", n,
+                {name: ece(gold, values[:, columns], none).value for name, values in other.items()},
+                n_labels=len(columns), value_if_calibrated=float(floor.mean()),
+                value_bias_corrected=max(error.value - error.bias, 0.0),
+                value_all_labels=float(ece_of_labels(part.gold, probability).mean()),
+            )
+        )  # fmt: skip
+        rows.append(
+            brier(gold, probability[:, columns], part.weights).row(
+                f"brier/macro{suffix}", n,
+                {name: brier(gold, values[:, columns], none).value for name, values in other.items()},
+                n_labels=len(columns), value_all_labels=float(np.square(probability - part.gold).mean()),
+            )
+        )  # fmt: skip
+        rows += _line_rows(part, system, columns, suffix)
+        tables.append(_reliability_table(part, probability, task))
+    return Part(tuple(rows), {"reliability": pl.concat(tables)} if tables else {})
+
+
+def _line_rows(part: Cases, system: str, columns: NDArray[np.int64], suffix: str) -> list[Row]:
+    gold = part.gold[:, columns]
+    line = calibration_line(gold, part.systems[system][:, columns], part.weights)
+    baseline: dict[str, tuple[NDArray[np.float64], ...]] = {}
+    if "random_encoder" in part.systems:
+        none = np.empty((len(part), 0), np.float32)
+        baseline["random_encoder"] = calibration_line(gold, part.systems["random_encoder"][:, columns], none)
+    rows = []
+    for at, name in enumerate(("slope", "intercept")):
+        values = line[at]
+        fitted = np.isfinite(values[0])
+        figure = mean_figure(values[0], values[1:], fitted)
+        # A constant rate has no slope; calibrated in the large on its own fold, it has no intercept either.
+        others = {peer: float(np.nanmean(found[at][0])) for peer, found in baseline.items()}
+        others |= {"prevalence": 0.0}
+        median = float(np.median(values[0][fitted])) if fitted.any() else math.nan
+        rows.append(
+            figure.row(f"calibration/{name}{suffix}", len(part), others, n_labels=int(fitted.sum()), median=median)
+        )
+    return rows
+
+
+def _reliability_table(part: Cases, probability: NDArray[np.float64], task: str) -> pl.DataFrame:
+    wanted = part.labels if task == "superclass" else tuple(name for name in DRAWN_LABELS if name in part.labels)
+    curves = {label: (part.gold[:, at], probability[:, at]) for at, label in enumerate(part.labels) if label in wanted}
+    curves[f"{task}, pooled"] = (part.gold.ravel(), probability.ravel())
+    tables = []
+    for label, (gold, values) in curves.items():
+        expected, seen, size = reliability(gold, values)
+        tables.append(
+            pl.DataFrame({"label": [label] * len(size), "probability": expected, "rate": seen, "decisions": size})
+        )
+    return pl.concat(tables)
+
+
+def conformal(cases: Cases, sets_at: ConformalSets, levels: tuple[float, ...] = LEVELS) -> Part:
+    """Return coverage and set size, marginal and by class, at each level; the rows of ``conformal90`` first.
+
+    ``coverage`` counts all decisions of the statements; ``coverage_present`` and ``coverage_absent`` are means over the
+    labels with at least 10 positives, of the studies that have the label and of those that have not.
+    """
+    statements = np.flatnonzero(~cases.superclass)
+    gold, weights, n = cases.gold[:, statements], cases.weights, len(cases)
+    kept = eligible(gold)
+    lines, rows = [], []
+    for level in levels:
+        found = Sets.of(gold, sets_at(level)[:, statements])
+        name = f"conformal{round(100 * level)}"
+        share = found.covered.mean(axis=1)
+        size = found.size.mean(axis=1)
+        sides = {side: _class_coverage(found.covered, mask, weights, kept)
+                 for side, mask in (("present", gold), ("absent", ~gold))}  # fmt: skip
+        kinds = {"empty": 0, "single": 1, "both": 2}
+        extra = {f"share_{kind}": float((found.size == count).mean()) for kind, count in kinds.items()}
+        # The class that is always allowed, for every label: what the rate alone would give.
+        rows.append(_mean_row(f"{name}/coverage", share, weights, {"prevalence": level}, **extra))
+        rows.append(_mean_row(f"{name}/set_size", size, weights, {"prevalence": 2 * level}))
+        for side, (figure, of_label) in sides.items():
+            rows.append(figure.row(f"{name}/coverage_{side}", n, {"prevalence": level}, n_labels=int(kept.sum())))
+            lines.append(
+                pl.DataFrame(
+                    {
+                        "level": [level] * len(statements),
+                        "class": [side] * len(statements),
+                        "label": [cases.labels[at] for at in statements],
+                        "decisions": (gold if side == "present" else ~gold).sum(axis=0),
+                        "coverage": of_label,
+                        "set_size": found.size.mean(axis=0),
+                    }
+                ).with_columns(pl.col(pl.Float64).fill_nan(None))
+            )
+    return Part(tuple(rows), {"conformal_labels": pl.concat(lines)})
+
+
+def abstention(cases: Cases, system: str, share: float = 0.2) -> Part:
+    """Return the error reduction on the rest when the most uncertain share abstains, and the risk-coverage curves.
+
+    The error of a study is the number of statements decided wrongly at 0.5 (Hamming); its uncertainty is the expected
+    number of such errors. The variant ``per_decision`` abstains from single decisions instead, the least decided first.
+    """
+    rows, key = [], f"abstain{round(100 * share)}/error_reduction"
+    for task, part in cases.tasks().items():
+        wrong, unsure = _errors(part, system)
+        errors, n = wrong.mean(axis=1), len(part)
+        none = np.empty((n, 0), np.float32)
+        baselines = {"prevalence": 0.0}
+        if "random_encoder" in part.systems:
+            other, doubt = _errors(part, "random_encoder")
+            baselines["random_encoder"] = error_reduction(other.mean(axis=1), doubt.mean(axis=1), none, share).value
+        figure = error_reduction(errors, unsure.mean(axis=1), part.weights, share)
+        rows.append(
+            figure.row(key if task == "all" else f"{key}/{task}", n, baselines,
+                       errors_per_study=float(wrong.sum(axis=1).mean()),
+                       value_if_errors_were_known=error_reduction(errors, errors, none, share).value)
+        )  # fmt: skip
+    part = cases.task("all")
+    wrong, unsure = _errors(part, system)
+    errors = wrong.mean(axis=1)
+    coarse = np.repeat(part.weights[:, :100], wrong.shape[1], axis=0)  # as many times more as there are labels
+    by_decision = error_reduction(wrong.ravel(), unsure.ravel(), coarse, share)
+    rows.append(by_decision.row(f"{key}/per_decision", len(part), {"prevalence": 0.0}, resamples=coarse.shape[1]))
+    curve = pl.DataFrame(
+        {
+            "coverage": COVERAGES,
+            "by_uncertainty": risk_coverage(errors, unsure.mean(axis=1), COVERAGES),
+            "if_errors_were_known": risk_coverage(errors, errors, COVERAGES),
+            "at_random": np.full(len(COVERAGES), errors.mean()),
+            "per_decision": risk_coverage(wrong.ravel(), unsure.ravel(), COVERAGES),
+        }
+    )
+    return Part(tuple(rows), {"risk_coverage": curve})
+
+
+def _errors(part: Cases, system: str) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """Return which decisions at 0.5 are wrong, and how probable that is: shape (n, labels) each."""
+    probability = part.probability(system)
+    return (probability >= 0.5) != part.gold, np.minimum(probability, 1 - probability)
+
+
+def decision_curves(cases: Cases, systems: tuple[str, ...]) -> Part:
+    """Return net benefit over thresholds, beside acting on everyone and on no one, and its mean as rows.
+
+    A row is the mean over thresholds from 0.05 to 0.5 of the net benefit beyond the better of the two, as a share of
+    the prevalence (the net benefit of a perfect test).
+    """
+    wide = (THRESHOLDS >= 0.05) & (THRESHOLDS <= 0.5)
+    lines, rows = [], []
+    for task, part in cases.tasks().items():
+        kept = np.flatnonzero(eligible(part.gold))
+        if not len(kept):
+            continue
+        useful: dict[str, list[float]] = {name: [] for name in systems}
+        for column in kept:
+            gold, rate = part.gold[:, column], part.gold[:, column].mean()
+            everyone = rate - (1 - rate) * THRESHOLDS / (1 - THRESHOLDS)
+            curves = {name: net_benefit(gold, part.probability(name)[:, column], THRESHOLDS) for name in systems}
+            for name, curve in curves.items():
+                useful[name].append(float((curve - np.maximum(everyone, 0))[wide].mean() / rate))
+            label = part.labels[column]
+            if task == "superclass" or label in DRAWN_LABELS:
+                shown = {**curves, "everyone": everyone, "no one": np.zeros(len(THRESHOLDS))}
+                lines += [
+                    pl.DataFrame({"label": [label] * len(THRESHOLDS), "system": [name] * len(THRESHOLDS),
+                                  "threshold": THRESHOLDS, "net_benefit": curve})
+                    for name, curve in shown.items()
+                ]  # fmt: skip
+        first, *others = systems
+        baselines = {"prevalence": 0.0} | {name: float(np.mean(useful[name])) for name in others}
+        value = float(np.mean(useful[first]))
+        key = f"decision_curve/{task}"
+        rows.append(Row(key, value, math.nan, math.nan, len(part), baselines, {"n_labels": len(kept)}))
+    return Part(tuple(rows), {"decision_curves": pl.concat(lines)} if lines else {})
+
+
+def confidence(cases: Cases, sets_at: ConformalSets) -> Part:
+    """Return calibration, conformal sets, abstention and decision curves of the full system."""
+    drawn = tuple(name for name in ("history", "single", "random_encoder") if name in cases.systems)
+    return join(
+        [calibration(cases, "history"), conformal(cases, sets_at), abstention(cases, "history"),
+         decision_curves(cases, drawn)]
+    )  # fmt: skip
+
+
+def _class_coverage(
+    covered: NDArray[np.bool_], mask: NDArray[np.bool_], weights: NDArray[np.float32], kept: NDArray[np.bool_]
+) -> tuple[Figure, NDArray[np.float64]]:
+    whole = np.concatenate([np.ones((len(mask), 1), np.float32), weights], axis=1)
+    hits, total = ((part.T.astype(np.float32) @ whole).T.astype(float) for part in (covered & mask, mask))
+    of_label = np.divide(hits, total, out=np.full(total.shape, np.nan), where=total > 0)
+    return mean_figure(of_label[0], of_label[1:], kept), of_label[0]
+
+
+def _mean_row(
+    key: str, values: NDArray[np.floating], weights: NDArray[np.float32], baselines: dict[str, float], **extra: object
+) -> Row:
+    figure = Figure(float(values.mean()), bootstrap_mean(values.astype(np.float64), weights))
+    return figure.row(key, len(values), baselines, **extra)
+
+
+def _random_sensitivity(part: Cases, specificity: float, kept: NDArray[np.bool_]) -> dict[str, float]:
+    if "random_encoder" not in part.systems:
+        return {}
+    none = np.empty((len(part), 0), np.float32)
+    values, _ = sensitivity_at(part.gold, part.systems["random_encoder"], none, specificity)
+    return {"random_encoder": _mean(values, kept)}
+
+
+def _mean(values: NDArray[np.float64], kept: NDArray[np.bool_]) -> float:
+    return float(values[kept].mean()) if kept.any() else math.nan
