@@ -115,7 +115,8 @@ def text_columns_of(columns: list[str]) -> list[str]:
             )
         advice = "name the text with --text-column"
         if len(columns) == 1 and (found := re.search(r";|\||\\t", known)):
-            advice = f"name what separates the columns with --separator {found[0]!r}"
+            separator = "tab" if found[0] == "\\t" else repr(found[0])
+            advice = f"name what separates the columns with --separator {separator}"
         raise InvalidInputError(f"table has no column report or report_0, found {known}; {advice}", field="column")
     return [numbered[number] for number in sorted(numbered)]
 

@@ -28,6 +28,7 @@ examples:
   mmecg review-labels --studies ptb-xl/ --fold 9 --out review/
   mmecg review-labels --studies studies.parquet --labels AFIB,LVH,PVC --top 50 --out review/
 
+Most doubtful first; where all words of a report amount to what the ECG says (a habit of coding), last.
 Written are queue.parquet and queue.csv (every disagreement) and review.html (the first of them, with the words of the
 report marked beside the ECG; one file, which loads nothing). The page and the table hold report text and study ids.
 """

@@ -254,7 +254,7 @@ BAD_FILES = {
     ),
     "tabs.csv": (
         b"study_id\treport\n1\ta\n",
-        "found study_id\\treport; name what separates the columns with --separator '\\\\t'",
+        "found study_id\\treport; name what separates the columns with --separator tab",
     ),
     "quote.csv": (b'study_id,report\n1,"a\n2,b\n', "not closed"),
     "reports.txt": (b"report\nx\n", "unknown ending"),

@@ -28,6 +28,12 @@ def test_flags_are_those_of_a_table(miner: ReportMiner, text: str) -> None:
     assert tuple(rows["flags"][0]) == TEXTS[text]
 
 
+@pytest.mark.parametrize("vocabulary", ["ecg_fm", "ecg-fm"])
+def test_a_vocabulary_by_either_spelling(miner: ReportMiner, vocabulary: str) -> None:
+    (label,) = miner.mine_report("no atrial fibrillation", vocabulary=vocabulary).labels
+    assert (label.code, label.value) == ("Atrial fibrillation", False)
+
+
 def test_empty_text_says_nothing(miner: ReportMiner) -> None:
     mined = miner.mine_report("")
     assert (mined.assertions, mined.labels, mined.flags) == ((), (), ("empty",))
