@@ -7,7 +7,7 @@ only as many of the caller's are encoded. What is picked passes :meth:`mmecg.stu
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 import numpy as np
@@ -25,7 +25,7 @@ from mmecg.study import History, Study, without_zone
 Vector = NDArray[np.float32]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Earlier:
     """The earlier studies that are used.
 
@@ -38,24 +38,26 @@ class Earlier:
     found : int
         Earlier studies that there are.
     flags : tuple of str
+    added : frozenset of str
+        Ids of those studies that came from the caller.
     """
 
     studies: tuple[Study, ...] = ()
     embeddings: tuple[Vector | None, ...] = ()
     found: int = 0
     flags: tuple[str, ...] = ()
-    _extra: frozenset[str] = field(default=frozenset())
+    added: frozenset[str] = frozenset()
 
     @property
     def ecgs(self) -> tuple[Ecg, ...]:
         """The recordings that have no embedding yet, in the order of the studies."""
-        return tuple(study.ecg for study in self.studies if study.study_id in self._extra and study.ecg is not None)
+        return tuple(study.ecg for study in self.studies if study.study_id in self.added and study.ecg is not None)
 
     def with_embeddings(self, encoded: Iterable[Vector]) -> Earlier:
         """Return the same with the embeddings of :attr:`ecgs` filled in."""
         rows = iter(encoded)
         filled = tuple(
-            next(rows) if study.study_id in self._extra and study.ecg is not None else stored
+            next(rows) if study.study_id in self.added and study.ecg is not None else stored
             for study, stored in zip(self.studies, self.embeddings, strict=True)
         )
         return replace(self, embeddings=filled)
@@ -111,7 +113,7 @@ def find_earlier(query: PredictionQuery, corpus: CorpusStore | None) -> Earlier:
         tuple(vectors.get(study.study_id) for study in chosen),
         found,
         ("history_truncated",) if found > limit else (),
-        frozenset(added),
+        frozenset(added).intersection(study.study_id for study in chosen),
     )
 
 
