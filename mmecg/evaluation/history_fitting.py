@@ -1,0 +1,200 @@
+"""Fitting of the heads that join evidence: neighbours' votes and earlier studies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn.functional import binary_cross_entropy_with_logits, silu, softplus
+
+from mmecg.neighbours import NEIGHBOURS
+from mmecg.prediction.cohort import CohortHead, vote_logits
+from mmecg.prediction.history import CHANNELS, HistoryHead, HistoryTokens
+
+MINIMUM_STUDIES = 2000
+_LIMIT = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class HistoryRecipe:
+    """How the history head is fitted; chosen on fold 8.
+
+    Attributes
+    ----------
+    steps, batch, hidden : int
+    learning_rate, weight_decay : float
+    departure_penalty, cross_penalty : float
+        On the squares of a label's own terms and of the terms between labels.
+    wrong : float
+        Histories of other patients in a batch, for each right one: what teaches the head to doubt.
+    wrong_penalty : float
+        On the squares of what a history of another patient adds.
+    seed : int
+    """
+
+    steps: int = 800
+    batch: int = 256
+    hidden: int = 24
+    learning_rate: float = 5e-3
+    weight_decay: float = 1e-2
+    departure_penalty: float = 0.1
+    cross_penalty: float = 0.1
+    wrong: float = 0.25
+    seed: int = 0
+
+
+def fit_history(
+    tokens: HistoryTokens,
+    logits: NDArray[np.float64],
+    gold: NDArray[np.bool_],
+    right: NDArray[np.bool_],
+    recipe: HistoryRecipe | None = None,
+) -> HistoryHead:
+    """Fit attention over earlier studies.
+
+    Parameters
+    ----------
+    tokens : HistoryTokens
+        Of n records with earlier studies, own or of another patient.
+    logits : float64, shape (n, labels)
+    gold : bool, shape (n, labels)
+    right : bool, shape (n,)
+        Whether the history is the patient's own.
+    recipe : HistoryRecipe
+    """
+    recipe = recipe or HistoryRecipe()
+    net = _HistoryNet(gold.shape[1], recipe)
+    batches = _Batches(tokens, logits, gold)
+    own, other = (torch.from_numpy(np.flatnonzero(which)) for which in (right, ~right))
+    tables = [net.decay, net.departure, net.cross]
+    network = [parameter for parameter in net.parameters() if all(parameter is not table for table in tables)]
+    optimiser = torch.optim.AdamW(
+        [{"params": network, "weight_decay": recipe.weight_decay}, {"params": tables, "weight_decay": 0.0}],
+        lr=recipe.learning_rate,
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.learning_rate, recipe.steps)
+    random = torch.Generator().manual_seed(recipe.seed)
+    wrongs = round(recipe.wrong * recipe.batch) if len(other) else 0
+    for _ in range(recipe.steps):
+        rows = own[torch.randint(len(own), (recipe.batch,), generator=random)]
+        if wrongs:
+            rows = torch.cat([rows, other[torch.randint(len(other), (wrongs,), generator=random)]])
+        part, base, truth = batches.take(rows)
+        added = net(*part)
+        loss = binary_cross_entropy_with_logits(base + added, truth, reduction="none").mean(dim=0).sum()
+        loss = loss + recipe.departure_penalty * net.departure.square().sum()
+        loss = loss + recipe.cross_penalty * net.cross.square().sum()
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        schedule.step()
+    return net.head()
+
+
+class _Batches:
+    """Tokens of many records without the padding: most records have one earlier study, few have many."""
+
+    def __init__(self, tokens: HistoryTokens, logits: NDArray[np.float64], gold: NDArray[np.bool_]) -> None:
+        mask = tokens.mask
+        self._channels, self._surprise, self._log_days = (
+            torch.from_numpy(value[mask]) for value in (tokens.channels, tokens.surprise, tokens.log_days)
+        )
+        self._current, self._logits, self._gold = (
+            torch.from_numpy(value.astype(np.float32)) for value in (tokens.current, logits, gold)
+        )
+        self._count = torch.from_numpy(mask.sum(axis=1))
+        self._start = self._count.cumsum(0) - self._count
+
+    def take(self, rows: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], torch.Tensor, torch.Tensor]:
+        """Return what the net takes, the log-odds and the gold of some records."""
+        count = self._count[rows]
+        owner = torch.repeat_interleave(torch.arange(len(rows)), count)
+        place = torch.arange(len(owner)) - (count.cumsum(0) - count)[owner] + self._start[rows][owner]
+        part = (self._channels[place], self._surprise[place], self._log_days[place], self._current[rows], owner)
+        return part, self._logits[rows], self._gold[rows]
+
+
+class _HistoryNet(torch.nn.Module):
+    """The head of :mod:`mmecg.prediction.history`, to be fitted."""
+
+    def __init__(self, labels: int, recipe: HistoryRecipe) -> None:
+        super().__init__()
+        random = torch.Generator().manual_seed(recipe.seed)
+        hidden, channels = recipe.hidden, len(CHANNELS)
+
+        def uniform(rows: int, columns: int) -> torch.nn.Parameter:
+            return torch.nn.Parameter((2 * torch.rand(rows, columns, generator=random) - 1) * rows**-0.5)
+
+        def zeros(*shape: int) -> torch.nn.Parameter:
+            return torch.nn.Parameter(torch.zeros(*shape))
+
+        self.first_weight, self.first_bias = uniform(channels, hidden), zeros(hidden)
+        self.second_weight, self.second_bias = uniform(hidden, hidden), zeros(hidden)
+        self.out_weight, self.out_bias = zeros(hidden, 2), zeros(2)
+        self.decay = torch.nn.Parameter(torch.full((labels,), -2.0))
+        self.departure, self.cross = zeros(3, labels), zeros(labels, labels)
+
+    def forward(
+        self,
+        channels: torch.Tensor,  # (priors, labels, channels)
+        surprise: torch.Tensor,  # (priors, labels)
+        log_days: torch.Tensor,  # (priors,)
+        current: torch.Tensor,  # (batch, labels)
+        owner: torch.Tensor,  # (priors,)
+    ) -> torch.Tensor:
+        """Return the log-odds that the histories add: (batch, labels)."""
+        hidden = silu(channels @ self.first_weight + self.first_bias)
+        hidden = silu(hidden @ self.second_weight + self.second_bias)
+        value, attention = (hidden @ self.out_weight + self.out_bias).unbind(-1)
+        attention = (attention - softplus(self.decay) * log_days[:, None]).clamp(-_LIMIT, _LIMIT).exp()
+        share = attention / torch.zeros_like(current).index_add(0, owner, attention)[owner]
+        value = value + self.departure[0] + self.departure[1] * channels[..., 0]
+        value = value + self.departure[2] * current[owner] + surprise @ self.cross
+        return torch.zeros_like(current).index_add(0, owner, share * value)
+
+    def head(self) -> HistoryHead:
+        """Return what was fitted, for inference without torch."""
+        values = {field.name: getattr(self, field.name).detach() for field in fields(HistoryHead)}
+        values["decay"] = softplus(values["decay"])
+        return HistoryHead(**{name: np.ascontiguousarray(value.numpy(), np.float32) for name, value in values.items()})
+
+
+def fit_cohort(
+    logits: NDArray[np.float64],
+    votes: NDArray[np.floating],
+    gold: NDArray[np.bool_],
+    *,
+    penalty: float = 1e-2,
+) -> CohortHead:
+    """Fit how much the neighbours' vote counts: one regression, in which a label departs from the others at a cost.
+
+    Parameters
+    ----------
+    logits : float64, shape (n, labels)
+        Calibrated, of the ECGs alone, from heads that were not fitted on them.
+    votes : floating, shape (n, labels)
+        Of neighbours that are none of the same patients.
+    gold : bool, shape (n, labels)
+    penalty : float
+        On the squares of a label's departures.
+    """
+    inputs = torch.from_numpy(np.stack([logits, vote_logits(votes)]).astype(np.float32))  # (2, n, labels)
+    targets = torch.from_numpy(gold.astype(np.float32))
+    shared = torch.tensor([1.0, 0.0]).requires_grad_(True)
+    own = torch.zeros(2, gold.shape[1], requires_grad=True)
+    bias = torch.zeros(gold.shape[1], requires_grad=True)
+    optimiser = torch.optim.LBFGS([shared, own, bias], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        optimiser.zero_grad()
+        joined = (inputs * (shared[:, None, None] + own[:, None])).sum(dim=0) + bias
+        loss = binary_cross_entropy_with_logits(joined, targets, reduction="none").mean(dim=0).sum()
+        loss = loss + penalty * own.square().sum() + 1e-4 * bias.square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimiser.step(closure)  # type: ignore[no-untyped-call]
+    weight = (shared[:, None] + own).detach().numpy()
+    return CohortHead(weight.astype(np.float32), bias.detach().numpy(), NEIGHBOURS, float(MINIMUM_STUDIES))
