@@ -11,6 +11,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,13 @@ from mmecg.labels.typos import LostLetters, TypoMender
 from mmecg.report import check_text
 
 BATCH_ROWS = 50_000
-SENTENCE_BYTES, PIECE_BYTES = 100_000_000, 100_000_000
+SENTENCE_BYTES, PIECE_BYTES = 60_000_000, 60_000_000
 """What may be held of kinds of sentences, and of pieces of text with what they say."""
 BLOCK_CHARS = 150_000
 """Pieces mined in one pass: such blocks stay in the processor's cache."""
+
+MAX_CHANGES = 65_536
+"""What is remembered of serial statements: ways of saying that something has changed."""
 
 _LINE_END = "\n"
 _Row = tuple[int, int, int, int, int, int]
@@ -115,6 +119,7 @@ class LabelMiner:
         self._resolvers = [Resolver(item) for item in rules]
         self._far = _farthest(rules) + int(self._matcher.word_counts.max()) + 1
         self._read_roles(rules)
+        self._change_of = lru_cache(maxsize=MAX_CHANGES)(self._find_change)
         self._mask = WordMask(rules, typos or ())
         self._sentences = Remembered(6, SENTENCE_BYTES)
         self._pieces = Remembered(len(_SAID), PIECE_BYTES)
@@ -268,14 +273,19 @@ class LabelMiner:
 
     def _read_changes(self, mined: Mined, texts: Sequence[str]) -> None:
         """Fill in what has changed where a statement is serial."""
-        serial = [at for at in np.unique(mined.statement).tolist() if self.statements[at].status is Status.SERIAL]
-        change_of = load_serial_table().change_of
-        for at in np.flatnonzero(np.isin(mined.statement, serial)).tolist():
-            cue_start, cue_end = int(mined.cue_start[at]), int(mined.cue_end[at])
-            cue = texts[mined.text[at]][cue_start:cue_end] if cue_start >= 0 else ""
-            finding, rule = self.findings[mined.finding[at]], self.rules[mined.rule[at]]
-            change = change_of(finding, rule, cue, stands_before=int(mined.start[at]) < cue_start)
-            mined.change[at] = bisect_left(self.changes, change)
+        serial = [number for number in set(mined.statement.tolist()) if self.statements[number].status is Status.SERIAL]
+        at = np.flatnonzero(np.isin(mined.statement, serial))
+        columns = (mined.text, mined.finding, mined.rule, mined.start, mined.cue_start, mined.cue_end)
+        for place, *row in zip(at.tolist(), *(column[at].tolist() for column in columns), strict=True):
+            text, finding, rule, start, cue_start, cue_end = row
+            cue = texts[text][cue_start:cue_end] if cue_start >= 0 else ""
+            mined.change[place] = self._change_of(finding, rule, cue, start < cue_start)
+
+    def _find_change(self, finding: int, rule: int, cue: str, stands_before: bool) -> int:
+        change = load_serial_table().change_of(
+            self.findings[finding], self.rules[rule], cue, stands_before=stands_before
+        )
+        return bisect_left(self.changes, change)
 
     def _resolve(self, found: Matches) -> tuple[Ints, Ints]:
         """Return the statements of all sentences.
@@ -327,15 +337,7 @@ class LabelMiner:
         return rows
 
     def assertion(
-        self,
-        finding: int,
-        rule: int,
-        statement: int,
-        start: int,
-        end: int,
-        cue_start: int,
-        cue_end: int,
-        change: int = -1,
+        self, finding: int, rule: int, statement: int, start: int, end: int, cue_start: int, cue_end: int, change: int
     ) -> LabelAssertion:
         """Return one row of :class:`Mined` as an assertion."""
         said = self.statements[statement]

@@ -235,7 +235,7 @@ def _probabilities(miner: LabelMiner, mined: Mined, probability: Probability | N
     numbers = np.ravel_multi_index((mined.finding, mined.rule, mined.statement), size)
     ways, which = np.unique(numbers, return_inverse=True)
     known = [
-        probability(miner.assertion(finding, rule, statement, 0, 0, -1, -1))
+        probability(miner.assertion(finding, rule, statement, 0, 0, -1, -1, -1))
         for finding, rule, statement in np.transpose(np.unravel_index(ways, size)).tolist()
     ]
     return pl.Series(known, dtype=pl.Float64).gather(which)
