@@ -14,7 +14,7 @@ from mmecg.prediction.calibration import shift_prevalence
 from mmecg.prediction.history import Prior
 from mmecg.prediction.result import Decision, LabelPrediction, NeighbourEvidence, PriorEvidence
 from mmecg.prediction.vote import Vote
-from mmecg.quality import assess_quality
+from mmecg.quality import QualityFinding
 
 MOVED = 0.05
 """Log-odds from which on an earlier study is said to have moved a label."""
@@ -184,9 +184,9 @@ def rank_among(value: float, quantiles: NDArray[np.float32]) -> float:
     return float(np.searchsorted(quantiles, value, side="left") / len(quantiles))
 
 
-def is_poor(ecg: Ecg) -> bool:
+def is_poor(ecg: Ecg, quality: Sequence[QualityFinding]) -> bool:
     """Return whether more than half of the recorded leads are flat, saturated or noisy (:mod:`mmecg.quality`)."""
-    bad = {lead for finding in assess_quality(ecg) if finding.kind in _POOR for lead in finding.leads}
+    bad = {lead for finding in quality if finding.kind in _POOR for lead in finding.leads}
     return len(bad) > NOT_POOR * len(ecg.leads)
 
 

@@ -37,6 +37,7 @@ from mmecg.prediction.query import PredictionQuery, time_flags, vitals_contradic
 from mmecg.prediction.result import Measurement, Prediction, PredictionOptions, Uncertainty
 from mmecg.prediction.support import unsupported
 from mmecg.prediction.vote import CohortVotes, Vote
+from mmecg.quality import QualityFinding, assess_quality
 from mmecg.search import CorpusStore
 from mmecg.study import Study
 from mmecg.vitals import Vitals
@@ -168,7 +169,8 @@ class Predictor:
 
     def _answer(self, case: _Case) -> Prediction:
         query, options, ecg = case.query, case.query.options, case.query.ecg
-        missing = self._missing(ecg)
+        quality = assess_quality(ecg) if ecg is not None else ()
+        missing = self._missing(ecg, quality)
         single, spread = self._single(case)
         vote = self._vote(case)
         alone = single if vote is None else self.heads.cohort.apply(single, vote.shares[None])
@@ -176,7 +178,8 @@ class Predictor:
         scores, quantiles = self._scores(case, alone, history.logits, spread, voted=vote is not None)
         labels, columns = answer.predict_labels(case.asked, scores, missing, has_ecg=ecg is not None)
         uncertainty = self._uncertainty(case, scores, quantiles, missing)
-        reasons = _abstain_reasons(ecg, uncertainty, options.abstain_share)
+        poor = ecg is not None and answer.is_poor(ecg, quality)
+        reasons = _abstain_reasons(uncertainty, options.abstain_share, poor=poor)
         novel = ["novel"] if "novelty" in reasons else []
         wants_vote = options.use_cohort and ecg is not None
         return Prediction(
@@ -254,11 +257,11 @@ class Predictor:
             novelty_kind=kind if novelty >= NOVEL_FROM else "",
         )
 
-    def _missing(self, ecg: Ecg | None) -> dict[int, str]:
+    def _missing(self, ecg: Ecg | None, quality: Sequence[QualityFinding]) -> dict[int, str]:
         """Return the columns that a recording does not support, and why."""
         if ecg is None:
             return {}
-        reasons = unsupported(ecg, self.heads.labels)
+        reasons = unsupported(ecg, self.heads.labels, quality=quality)
         return {column: reasons[label] for column, label in enumerate(self.heads.labels) if label in reasons}
 
     def _measurements(self, case: _Case) -> tuple[Measurement, ...]:
@@ -281,8 +284,8 @@ def _flags(case: _Case) -> list[str]:
     return flags
 
 
-def _abstain_reasons(ecg: Ecg | None, uncertainty: Uncertainty, share: float) -> list[str]:
-    reasons = ["quality"] if ecg is not None and answer.is_poor(ecg) else []
+def _abstain_reasons(uncertainty: Uncertainty, share: float, *, poor: bool) -> list[str]:
+    reasons = ["quality"] if poor else []
     if uncertainty.novelty >= NOVEL_FROM:
         reasons.append("novelty")
     if uncertainty.rank > 1 - share:
