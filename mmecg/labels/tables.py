@@ -27,7 +27,7 @@ from mmecg.labels.report_rows import (
 if TYPE_CHECKING:
     from mmecg.labels.mining import LabelMiner, Mined
 
-Longs = npt.NDArray[np.int64]
+Ints = npt.NDArray[np.int32]
 Probability = Callable[[LabelAssertion], float | None]
 """That a finding is present where it is spoken of so; ``TextEvidence.mention_probability`` is one."""
 
@@ -76,16 +76,16 @@ class Pieces:
     Attributes
     ----------
     distinct : polars.Series of str
-    which : int64, shape (pieces,)
+    which : int32, shape (pieces,)
         Position in ``distinct``.
-    text, offset : int64, shape (pieces,)
+    text, offset : int32, shape (pieces,)
         Which text it stands in, and where it begins there, in code points.
     """
 
     distinct: pl.Series
-    which: Longs
-    text: Longs
-    offset: Longs
+    which: Ints
+    text: Ints
+    offset: Ints
 
 
 def cut(texts: pl.Series, stops: Collection[bytes]) -> Pieces:
@@ -107,18 +107,18 @@ def cut(texts: pl.Series, stops: Collection[bytes]) -> Pieces:
         for other, cut_end in ((". ", ".\n"), (";", end), ("\r", end)):
             texts = texts.str.replace_all(other, cut_end, literal=True)
     lists = texts.str.split(end)
-    counts = lists.list.len().to_numpy().astype(np.int64)
+    counts = lists.list.len().to_numpy()
     pieces = lists.explode() if len(lists) else pl.Series([], dtype=pl.String)
     lengths = pieces.str.len_chars().to_numpy().astype(np.int64) + len(end)
     begin = np.cumsum(lengths) - lengths
-    text = np.repeat(np.arange(counts.size), counts)
+    text = np.repeat(np.arange(counts.size, dtype=np.int32), counts)
     first_piece = np.cumsum(counts) - counts
-    offset = begin - np.repeat(begin[first_piece], counts) if begin.size else begin
+    offset = (begin - np.repeat(begin[first_piece], counts) if begin.size else begin).astype(np.int32)
     groups = pl.DataFrame({"piece": pieces}).with_row_index("at").group_by("piece").agg("at")
-    which = np.empty(len(pieces), dtype=np.int64)
+    which = np.empty(len(pieces), dtype=np.int32)
     sizes = groups["at"].list.len().to_numpy()
     if len(pieces):
-        which[groups["at"].explode().to_numpy()] = np.repeat(np.arange(groups.height), sizes)
+        which[groups["at"].explode().to_numpy()] = np.repeat(np.arange(groups.height, dtype=np.int32), sizes)
     distinct = groups["piece"].str.replace_all(_SPACE_KEPT, " ", literal=True)
     return Pieces(distinct, which, text, offset)
 
@@ -144,12 +144,12 @@ def mine_batch(
         reports = without_control_characters(reports)
         pieces = cut(reports.texts["text"], miner.stops)
     said = _say(miner, pieces.distinct, probability)
-    counts = np.bincount(said["piece"].to_numpy(), minlength=len(pieces.distinct))
-    begin = np.cumsum(counts) - counts
+    counts = np.bincount(said["piece"].to_numpy(), minlength=len(pieces.distinct)).astype(np.int32)
+    begin = np.cumsum(counts, dtype=np.int32) - counts
     times = counts[pieces.which]
-    before = np.cumsum(times) - times
-    source = np.arange(int(times.sum())) + np.repeat(begin[pieces.which] - before, times)
-    text, offset = np.repeat(pieces.text, times), np.repeat(pieces.offset, times).astype(np.int32)
+    before = np.cumsum(times, dtype=np.int32) - times
+    source = np.arange(int(times.sum()), dtype=np.int32) + np.repeat(begin[pieces.which] - before, times)
+    text, offset = np.repeat(pieces.text, times), np.repeat(pieces.offset, times)
     at = reports.texts["at"].gather(text)
     found = said.drop("piece")[source].with_columns(
         reports.rows["row"].gather(at),
@@ -166,13 +166,13 @@ def mine_batch(
     return found.select(*ASSERTION_SCHEMA).cast(ASSERTION_SCHEMA), reports.rows
 
 
-def _with_raw_evidence(found: pl.DataFrame, text: Longs, reports: ReportBatch) -> pl.DataFrame:
+def _with_raw_evidence(found: pl.DataFrame, text: Ints, reports: ReportBatch) -> pl.DataFrame:
     """Return assertions with the words as written, also where a part of them was blank when they were mined.
 
     Parameters
     ----------
     found : polars.DataFrame
-    text : int64, shape (assertions,)
+    text : int32, shape (assertions,)
         The text that each is from.
     reports : ReportBatch
     """
