@@ -20,23 +20,19 @@ References
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mmecg.ecg import LEADS, Ecg
+from mmecg.ecg import Ecg
 from mmecg.errors import QueryError
 from mmecg.modeling.dual_encoder import SEGMENT_S, DualEncoder
 from mmecg.prediction.asked import LabelResolver
+from mmecg.prediction.result import METHODS, Method, Saliency
 from mmecg.prediction.single import SingleHead
-
-Method = Literal["integrated_gradients", "occlusion"]
-METHODS: tuple[str, ...] = get_args(Method)
 
 PATH_STEPS = 128
 OCCLUDED_S, STRIDE_S = 0.2, 0.1
@@ -44,37 +40,6 @@ MAX_EXPLAINED = 8
 """Labels of one call: each costs a pass through the tower for every step of the path."""
 
 _BATCH = 64
-
-
-@dataclass(frozen=True, eq=False)
-class Saliency:
-    """What each lead adds to the log-odds of a label, moment by moment.
-
-    Attributes
-    ----------
-    label : str
-    method : {"integrated_gradients", "occlusion"}
-    values : float32, shape (leads=12, samples), log-odds
-        Above 0 speaks for the label; 0 for a lead that was not recorded.
-    sampling_rate_hz : float
-        Of the values: the tower's. They cover the first 10 s at most.
-    logit, baseline_logit : float
-        Log-odds of the recording, and of a flat line.
-    """
-
-    label: str
-    method: str
-    values: NDArray[np.float32]
-    sampling_rate_hz: float
-    logit: float
-    baseline_logit: float
-
-    @property
-    def lead_shares(self) -> Mapping[str, float]:
-        """Share of each lead in the magnitude of the saliency, largest first."""
-        size = np.abs(self.values).sum(axis=1)
-        total = float(size.sum()) or 1.0
-        return {LEADS[lead]: float(size[lead]) / total for lead in np.argsort(-size, kind="stable")}
 
 
 def explain(
@@ -143,13 +108,13 @@ class _Tower:
     @torch.no_grad()
     def logits(self, signals: Tensor) -> Tensor:
         """Return the log-odds without gradients, batch by batch: float32, shape (n, labels)."""
-        return torch.cat([self(part).cpu() for part in signals.split(_BATCH)])
+        return torch.cat([self(part).cpu() for part in torch.split(signals, _BATCH)])
 
 
 def _integrated_gradients(tower: _Tower, signal: Tensor, column: int) -> NDArray[np.float32]:
     """Return the attributions along the path from a flat line, by the midpoint rule: shape (leads, samples)."""
     total = torch.zeros_like(signal)
-    for share in ((torch.arange(PATH_STEPS) + 0.5) / PATH_STEPS).split(_BATCH):
+    for share in torch.split((torch.arange(PATH_STEPS) + 0.5) / PATH_STEPS, _BATCH):
         inputs = (share[:, None, None] * signal).requires_grad_(True)  # (steps, leads, samples)
         (gradient,) = torch.autograd.grad(tower(inputs)[:, column].sum(), inputs)
         total += gradient.sum(0)

@@ -7,16 +7,24 @@ Labels are the 71 SCP-ECG statements of PTB-XL by their names (``"AFIB"``) and t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Literal
+from typing import Literal, get_args
 
+import numpy as np
+from numpy.typing import NDArray
+
+from mmecg.ecg import LEADS
 from mmecg.errors import QueryError
 
 SUPERCLASS_PREFIX = "superclass/"
 Decision = Literal["present", "absent", "undecided", "not_supported"]
 Source = Literal["labels", "report", "ecg"]
 """What is known of an earlier study: its labels, else what its report says, else its ECG alone."""
+
+Method = Literal["integrated_gradients", "occlusion"]
+METHODS: tuple[str, ...] = get_args(Method)
+"""How a prediction can be explained; see :mod:`mmecg.prediction.explain`."""
 
 FLAGS: dict[str, str] = {
     "no_subject": "no subject was given, so no history was looked for",
@@ -267,3 +275,57 @@ class Prediction:
             if one.label == label:
                 return one
         raise KeyError(label)
+
+
+@dataclass(frozen=True, eq=False)
+class Saliency:
+    """What each lead adds to the log-odds of a label, moment by moment.
+
+    Attributes
+    ----------
+    label : str
+    method : {"integrated_gradients", "occlusion"}
+    values : float32, shape (leads=12, samples), log-odds
+        Above 0 speaks for the label; 0 for a lead that was not recorded.
+    sampling_rate_hz : float
+        Of the values: the tower's, unless :meth:`summed` lowered it. They cover the first 10 s at most.
+    logit, baseline_logit : float
+        Log-odds of the recording, and of a flat line.
+    """
+
+    label: str
+    method: str
+    values: NDArray[np.float32]
+    sampling_rate_hz: float
+    logit: float
+    baseline_logit: float
+
+    @property
+    def lead_shares(self) -> Mapping[str, float]:
+        """Share of each lead in the magnitude of the saliency, largest first."""
+        size = np.abs(self.values).sum(axis=1)
+        total = float(size.sum()) or 1.0
+        return {LEADS[lead]: float(size[lead]) / total for lead in np.argsort(-size, kind="stable")}
+
+    def summed(self, sampling_rate_hz: float) -> Saliency:
+        """Return the same at a lower rate, each value the sum of those in its time, so that they add up to the same.
+
+        Parameters
+        ----------
+        sampling_rate_hz : float
+            At least 1; from its own on, nothing changes.
+
+        Raises
+        ------
+        QueryError
+            Below 1.
+        """
+        if not sampling_rate_hz >= 1:  # also refuses NaN
+            message = f"sampling_rate_hz is {sampling_rate_hz:g}, expected at least 1"
+            raise QueryError(message, field="sampling_rate_hz")
+        if sampling_rate_hz >= self.sampling_rate_hz:
+            return self
+        step = self.sampling_rate_hz / sampling_rate_hz
+        starts = np.ceil(np.arange(0, self.values.shape[1], step)).astype(np.int64)
+        values = np.add.reduceat(self.values, starts[starts < self.values.shape[1]], axis=1)
+        return replace(self, values=values, sampling_rate_hz=sampling_rate_hz)
