@@ -7,9 +7,9 @@
   method        positives              ``z'``
   ============  =====================  =================================================================================
   temperature   < 10                   ``a z + c``: one slope shared by all labels, an offset of the label's own [1]_
-  beta          10 to 999              ``-a ln(1 + exp(-z)) + b ln(1 + exp(z)) + c``, that is ``a ln p - b ln(1 - p) +
+  beta          10 to 299              ``-a ln(1 + exp(-z)) + b ln(1 + exp(z)) + c``, that is ``a ln p - b ln(1 - p) +
                                        c`` [2]_; ``a = b`` is Platt's sigmoid [1]_
-  isotonic      >= 1000                beta, and on it isotonic regression [3]_ between block centres
+  isotonic      >= 300                 beta, and on it isotonic regression [3]_ between block centres
   ============  =====================  =================================================================================
 
   Slopes are drawn to the shared one and offsets to none, by Gaussian priors worth some four positives. Every map rises
@@ -41,17 +41,18 @@ from numpy.typing import NDArray
 
 from mmecg.errors import InvalidInputError
 
-BETA_POSITIVES, ISOTONIC_POSITIVES = 10, 1000
+BETA_POSITIVES, ISOTONIC_POSITIVES = 10, 300
 """Positives from which a label has slopes of its own, and isotonic regression on top (as many negatives, too)."""
 SLOPE_SPREAD, OFFSET_SPREAD = 0.25, 0.5
 """Standard deviations of the priors, log-odds: slopes of a label around the shared one, offsets around none."""
 LEAST_SLOPE = 0.05
 ISOTONIC_SHARE = 0.9
 """Of the isotonic curve in the blend with beta: the rest keeps the curve rising where a block is flat."""
-BLOCK_PRIOR = 4.0
-"""Studies that beta is worth in a block of the isotonic regression: a block of negatives is not impossible."""
+BLOCK_PRIOR = 100.0
+"""Studies that beta is worth in a block of the isotonic regression, which follows noise in small blocks."""
 GRID_LIMIT, GRID_STEP = 12.0, 0.25
 NEWTON_STEPS = 50
+_TICKS, _CUT, _STRIDE = 32, 100, 10_000  # of Venn-Abers
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def checked_logits(logits: NDArray[np.floating], labels: int) -> NDArray[np.floa
     if given.ndim != 2 or given.shape[1] != labels:
         raise InvalidInputError(f"logits have shape {given.shape}, expected (n, {labels}): one column for every label")
     if not np.isfinite(given).all():
-        where = ", ".join(map(str, np.flatnonzero(~np.isfinite(given).all(axis=0))[:5]))
+        where = np.flatnonzero(~np.isfinite(given).all(axis=0))[0]
         raise InvalidInputError(f"logits are not finite in column {where}; leave out studies that have none")
     return given
 
@@ -110,9 +111,8 @@ def checked_logits(logits: NDArray[np.floating], labels: int) -> NDArray[np.floa
 def checked_gold(gold: NDArray[np.bool_], logits: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Return the gold labels, or raise ``InvalidInputError`` if they are not truth values beside the log-odds."""
     if gold.dtype != np.bool_ or gold.shape != logits.shape or not len(gold):
-        raise InvalidInputError(
-            f"gold is {gold.dtype} of shape {gold.shape}, expected bool of shape {logits.shape} with at least one study"
-        )
+        got = f"gold is {gold.dtype} of shape {gold.shape}"
+        raise InvalidInputError(f"{got}, expected bool of shape {logits.shape} with at least one study")
     return gold
 
 
@@ -130,11 +130,10 @@ def fit_logit_map(logits: NDArray[np.floating], gold: NDArray[np.bool_]) -> Logi
         Log-odds that are not finite, gold that is not boolean, or no study.
     """
     given = checked_logits(logits, np.shape(logits)[-1])
-    gold = checked_gold(gold, given)
+    gold, labels = checked_gold(gold, given), given.shape[1]
     rarer = np.minimum(gold.sum(axis=0), (~gold).sum(axis=0))
     method = np.where(rarer < BETA_POSITIVES, "temperature", np.where(rarer < ISOTONIC_POSITIVES, "beta", "isotonic"))
     shared = _shared_slope(given, gold)
-    labels = given.shape[1]
     beta = np.array([_fit_beta(given[:, one], gold[:, one], shared, method[one]) for one in range(labels)])
     nothing = np.zeros((int(2 * GRID_LIMIT / GRID_STEP) + 1, labels), np.float32)
     plain = LogitMap(beta[:, 0], beta[:, 1], beta[:, 2], nothing, tuple(method.tolist()))
@@ -162,15 +161,21 @@ def _middle(logits: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _shared_slope(logits: NDArray[np.float64], gold: NDArray[np.bool_]) -> float:
-    """Return the slope about each label's middle that fits all labels best, a label counting by its positives."""
-    away, slope = logits - _middle(logits), 1.0
+    """Return the slope about each label's middle that fits all labels best, each with an offset of its own."""
+    away, slope, offset = logits - _middle(logits), 1.0, np.zeros(logits.shape[1])
     for _ in range(NEWTON_STEPS):
-        chance = _probability(logits + (slope - 1) * away)
-        step = (away * (gold - chance)).sum() / max((np.square(away) * chance * (1 - chance)).sum(), 1e-9)
-        slope = float(np.clip(slope + step, slope / 2, 2 * slope))
-        if abs(step) < 1e-9:
+        chance = _probability(logits + (slope - 1) * away + offset)
+        error, weight = gold - chance, chance * (1 - chance)
+        own = weight.sum(axis=0) + OFFSET_SPREAD**-2
+        pull = error.sum(axis=0) - offset * OFFSET_SPREAD**-2
+        cross = (away * weight).sum(axis=0)
+        curvature = (np.square(away) * weight).sum() - (np.square(cross) / own).sum() + 1e-9
+        step = np.clip(((away * error).sum() - (cross * pull / own).sum()) / curvature, -0.25, 0.25)
+        offset = offset + np.clip((pull - cross * step) / own, -1, 1)
+        slope = max(slope + float(step), LEAST_SLOPE)
+        if abs(step) < 1e-6:
             break
-    return max(slope, LEAST_SLOPE)
+    return slope
 
 
 def _fit_beta(
@@ -288,9 +293,6 @@ class VennAbers:
         return low.astype(np.float64), high.astype(np.float64)
 
 
-_TICKS, _CUT, _STRIDE = 32, 100, 10_000
-
-
 def _ticks(logits: NDArray[np.float64]) -> NDArray[np.int64]:
     return np.rint(_TICKS * np.clip(logits, -_CUT, _CUT)).astype(np.int64)
 
@@ -298,8 +300,7 @@ def _ticks(logits: NDArray[np.float64]) -> NDArray[np.int64]:
 def fit_venn_abers(logits: NDArray[np.floating], gold: NDArray[np.bool_]) -> VennAbers:
     """Fit both step functions of every label.
 
-    A label without a positive has 0 as its lower probability, and a higher one that says how few studies have ruled it
-    out; its decision is then the caller's.
+    A label without a positive has 0 as its lower probability, and a higher one that says how few studies rule it out.
 
     Parameters
     ----------
@@ -386,14 +387,10 @@ def shift_prevalence(
         A prevalence that is needed and is not between 0 and 1, exclusive.
     """
     given = checked_logits(logits, len(trained))
-    known = ~np.isnan(site)
-    for name, share in (("site", site), ("trained", trained)):
+    known, change = ~np.isnan(site), np.zeros(len(trained))
+    for name, share, sign in (("site", site, 1), ("trained", trained, -1)):
         needed = np.asarray(share, np.float64)[known]
         if not ((needed > 0) & (needed < 1)).all():
-            raise InvalidInputError(
-                f"{name} prevalence must lie above 0 and below 1; give NaN for labels to leave alone"
-            )
-    change = np.zeros(len(known))
-    wanted, had = (np.asarray(share, np.float64)[known] for share in (site, trained))
-    change[known] = np.log(wanted / (1 - wanted)) - np.log(had / (1 - had))
+            raise InvalidInputError(f"{name} prevalence must lie above 0 and below 1, or be NaN to leave a label alone")
+        change[known] += sign * (np.log(needed) - np.log1p(-needed))
     return given + change

@@ -9,8 +9,9 @@ the promised probability [2]_.
 
 Circumstances are
 
-* what the history says of the label: nothing, last known absent, last known present (:func:`categories`). It makes the
-  set personal: whoever had a label and has it no longer is covered as often as others;
+* what the history says of the label: nothing, last known absent, last known present
+  (:func:`mmecg.prediction.history.last_known`). It makes the set personal: a label that came or went since is covered
+  as often as one that stayed;
 * for *absent*, of which there are many: how many of the study's labels score high for the label (tenths of the
   calibration studies). Without it, the old, the followed-up and the noisily recorded are covered less, since much is
   the matter with them.
@@ -42,9 +43,8 @@ from numpy.typing import NDArray
 from mmecg.errors import InvalidInputError, QueryError
 from mmecg.prediction.calibration import checked_gold, checked_logits
 
-UNKNOWN, LAST_ABSENT, LAST_PRESENT = 0, 1, 2
 CATEGORIES = 3
-"""What the history says of a label."""
+"""What the history says of a label: 0 nothing, 1 last known absent, 2 last known present."""
 STRATA = 10
 """Parts of the calibration studies, equal in number, by how many labels score high."""
 HIGH, SHARPNESS = 0.85, 4.0
@@ -106,7 +106,7 @@ class LabelConformal:
         logits : floating, shape (n, labels)
             Of all labels, as in the calibration: not shifted to a site's prevalence.
         category : int8, shape (n, labels)
-            Of :func:`categories`.
+            What the history says, of :func:`mmecg.prediction.history.last_known`: 0 nothing, 1 absent, 2 present.
         level : float
             Promised coverage, 0.5 to 0.99.
 
@@ -128,29 +128,6 @@ class LabelConformal:
         return np.stack([given <= highest, given >= self.present[row, kind, columns]], axis=-1)
 
 
-def categories(known: NDArray[np.floating]) -> NDArray[np.int8]:
-    """Return what the history says of each label: 0 nothing, 1 last known absent, 2 last known present.
-
-    Parameters
-    ----------
-    known : floating, shape (..., priors, labels)
-        Values of the earlier studies between 0 and 1, **latest first**, NaN where unknown and as padding; there may be
-        no prior.
-
-    Returns
-    -------
-    int8, shape (..., labels)
-    """
-    *outer, priors, labels = known.shape
-    if not priors:
-        return np.zeros((*outer, labels), np.int8)
-    seen = ~np.isnan(known)
-    latest = np.argmax(seen, axis=-2, keepdims=True)
-    value = np.take_along_axis(known, latest, axis=-2)[..., 0, :]
-    said = np.where(value >= 0.5, LAST_PRESENT, LAST_ABSENT)
-    return np.where(seen.any(axis=-2), said, UNKNOWN).astype(np.int8)
-
-
 def fit_conformal(logits: NDArray[np.floating], gold: NDArray[np.bool_], category: NDArray[np.int8]) -> LabelConformal:
     """Find the limits on calibration studies.
 
@@ -160,7 +137,7 @@ def fit_conformal(logits: NDArray[np.floating], gold: NDArray[np.bool_], categor
         Calibrated, of studies that the heads have not seen, or cross-fitted.
     gold : bool, shape (n, labels)
     category : int8, shape (n, labels)
-        Of :func:`categories`.
+        As in :meth:`LabelConformal.sets`.
 
     Raises
     ------
@@ -215,7 +192,7 @@ def _limits(
         alike = true & (category == kind)
         enough = alike.sum(axis=0) >= CELL_STUDIES
         common = score[:, ~enough][alike[:, ~enough]]
-        borrowed = kind != UNKNOWN and len(common) >= CELL_STUDIES
+        borrowed = kind > 0 and len(common) >= CELL_STUDIES
         for label in range(len(few)):
             inside, part = score[alike[:, label], label], stratum[alike[:, label]]
             shared = _quantiles(common) if borrowed else of_label[:, label]
