@@ -10,14 +10,15 @@ Policies, stated once:
   shorter than 10 s every column shows the first 2.5 s instead. ``start_s`` moves the window.
 * **Baseline**: each lead's median over the window is drawn on the row's baseline; nothing else is filtered.
 * **Missing leads** are marked "not recorded", never drawn as a flat line.
+* **Shade**: what speaks for a label is orange behind the trace, what speaks against it blue, averaged over 0.12 s and
+  on one scale for all leads.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -25,18 +26,16 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
-from matplotlib.textpath import TextToPath
 from numpy.typing import NDArray
 
 from mmecg.ecg import LEADS, Ecg
 from mmecg.errors import SignalError
+from mmecg.lettering import MM_PER_INCH, MM_PER_POINT, legible, wrap
 
 MM_PER_S = 25.0
 MM_PER_MV = 10.0
-MM_PER_INCH = 25.4
 DEFAULT_DPI = 150
 COLUMN_S = 2.5
 STRIP_S = 10.0
@@ -54,10 +53,27 @@ _CAPTION = 6.0
 _SIDE = 92.0
 _BARE_PANEL = 34.0
 
-_MM_PER_POINT = MM_PER_INCH / 72
-_HINTING_SLACK = 1.07  # a hinted glyph on the pixel grid is up to this much wider than its outline
 _PAPER_COLOUR, _FINE, _COARSE = "#fffbfa", "#f9dcd9", "#efb1ab"
 _INK, _TEXT, _MUTED, _ACCENT = "#101418", "#1c2733", "#66727f", "#1f5f99"
+_CHANGED = "#b3261e"
+_FOR, _AGAINST = (0.93, 0.49, 0.05), (0.13, 0.44, 0.78)
+_SHADE_S = 0.12
+_SHADE_REACH = (-8.0, 13.0)  # millimetres below and above the baseline
+
+
+@dataclass(frozen=True, eq=False)
+class Shade:
+    """Values that are drawn as colour behind the traces.
+
+    Attributes
+    ----------
+    values : float32, shape (leads=12, samples)
+        Above 0 orange, below 0 blue.
+    sampling_rate_hz : float
+    """
+
+    values: NDArray[np.float32]
+    sampling_rate_hz: float
 
 
 @dataclass(frozen=True)
@@ -75,6 +91,9 @@ class Panel:
     text : str
         Report or query text; wrapped, and cut with a note of how much is left out.
     ecg : Ecg, optional
+    marks : collection of str
+        Leads whose names are drawn as changed.
+    shade : Shade, optional
     """
 
     heading: str
@@ -82,6 +101,8 @@ class Panel:
     facts: Sequence[str] = ()
     text: str = ""
     ecg: Ecg | None = None
+    marks: Collection[str] = ()
+    shade: Shade | None = None
 
 
 def ecg_figure(ecg: Ecg, *, title: str = "", start_s: float = 0.0) -> Figure:
@@ -104,7 +125,7 @@ def ecg_figure(ecg: Ecg, *, title: str = "", start_s: float = 0.0) -> Figure:
     top = 7.0 if title else 0.0
     axes = _page(width + 2 * _MARGIN, height + 2 * _MARGIN + _CAPTION + top)
     if title:
-        line = _wrap(title, 11, width, max_lines=1)[0]
+        line = wrap(title, 11, width, max_lines=1)[0]
         _write(axes, _MARGIN, 2 * _MARGIN + _CAPTION + height + top - 10.0, line, size=11, weight="bold")
     _draw_paper(axes, ecg, x=_MARGIN, y=_MARGIN + _CAPTION, start_s=start_s)
     _write(axes, _MARGIN, _MARGIN + 1.0, _caption(ecg, start_s), size=7.5, colour=_MUTED)
@@ -127,12 +148,12 @@ def search_figure(panels: Sequence[Panel], *, title: str = "Search result", foot
     height = sum(heights) + gap * (len(panels) - 1) + 2 * _MARGIN + 18.0
     axes = _page(width, height)
     top = height - _MARGIN
-    _write(axes, _MARGIN, top - 5.0, _wrap(title, 15, width - 2 * _MARGIN, max_lines=1)[0], size=15, weight="bold")
+    _write(axes, _MARGIN, top - 5.0, wrap(title, 15, width - 2 * _MARGIN, max_lines=1)[0], size=15, weight="bold")
     top -= 11.0
     for panel, tall in zip(panels, heights, strict=True):
         _draw_panel(axes, panel, top=top, height=tall)
         top -= tall + gap
-    for line in _wrap(footer, 7.5, width - 2 * _MARGIN, max_lines=1):
+    for line in wrap(footer, 7.5, width - 2 * _MARGIN, max_lines=1):
         _write(axes, _MARGIN, _MARGIN - 2.0, line, size=7.5, colour=_MUTED)
     return _figure_of(axes)
 
@@ -172,7 +193,7 @@ def _figure_of(axes: Axes) -> Figure:
 def _draw_panel(axes: Axes, panel: Panel, *, top: float, height: float) -> None:
     paper_width = _PAPER[0]
     if panel.ecg is not None:
-        _draw_paper(axes, panel.ecg, x=_MARGIN, y=top - _PAPER[1], start_s=0.0)
+        _draw_paper(axes, panel.ecg, x=_MARGIN, y=top - _PAPER[1], start_s=0.0, panel=panel)
         _write(axes, _MARGIN, top - _PAPER[1] - 4.5, _caption(panel.ecg, 0.0), size=7.5, colour=_MUTED)
         left, width = _MARGIN + paper_width + 6.0, _SIDE - 6.0
     else:
@@ -182,19 +203,19 @@ def _draw_panel(axes: Axes, panel: Panel, *, top: float, height: float) -> None:
     bottom = top - (_PAPER[1] if panel.ecg is not None else height - 5.0)
     axes.plot([left, left + width], [top, top], color=_ACCENT, lw=1.6, solid_capstyle="butt")
     y = top - 6.5
-    _write(axes, left, y, _wrap(panel.heading, 14, width * 0.7, max_lines=1)[0], size=14, weight="bold", colour=_ACCENT)
-    _write(axes, left + width, y, _legible(panel.score), size=11, weight="bold", align="right")
+    _write(axes, left, y, wrap(panel.heading, 14, width * 0.7, max_lines=1)[0], size=14, weight="bold", colour=_ACCENT)
+    _write(axes, left + width, y, legible(panel.score), size=11, weight="bold", align="right")
     y -= 6.0
     for fact in panel.facts:
-        for line in _wrap(fact, 8.5, width, max_lines=3):
+        for line in wrap(fact, 8.5, width, max_lines=3):
             y = _write_line(axes, left, y, line, size=8.5, colour=_MUTED)
     y -= 1.5
     room = max(1, int((y - bottom) / _line_height(9.5)) + 1)
-    for line in _wrap(panel.text, 9.5, width, max_lines=room):
+    for line in wrap(panel.text, 9.5, width, max_lines=room):
         y = _write_line(axes, left, y, line, size=9.5, colour=_TEXT)
 
 
-def _draw_paper(axes: Axes, ecg: Ecg, *, x: float, y: float, start_s: float) -> None:
+def _draw_paper(axes: Axes, ecg: Ecg, *, x: float, y: float, start_s: float, panel: Panel | None = None) -> None:
     """Draw paper, calibration pulses, leads and rhythm strip with the lower left corner at (x, y)."""
     if not 0 <= start_s < ecg.duration_s:
         raise SignalError(
@@ -205,6 +226,8 @@ def _draw_paper(axes: Axes, ecg: Ecg, *, x: float, y: float, start_s: float) -> 
     for step, colour, thickness in ((1.0, _FINE, 0.35), (5.0, _COARSE, 0.6)):
         axes.add_collection(LineCollection(_grid(x, y, width, height, step), colors=colour, linewidths=thickness))
     clip = Rectangle((x, y), width, height, transform=axes.transData)
+    marks = panel.marks if panel else ()
+    shade = _colours(panel.shade) if panel and panel.shade else None
     left = x + _LEFT
     consecutive = ecg.duration_s - start_s >= STRIP_S - 1e-6
     for row, names in enumerate(_GRID_LEADS):
@@ -212,7 +235,10 @@ def _draw_paper(axes: Axes, ecg: Ecg, *, x: float, y: float, start_s: float) -> 
         _draw_pulse(axes, x, baseline, clip)
         for column, name in enumerate(names):
             begin = start_s + (column * COLUMN_S if consecutive else 0.0)
-            _draw_lead(axes, ecg, name, left + column * COLUMN_S * MM_PER_S, baseline, (begin, COLUMN_S), clip)
+            place = left + column * COLUMN_S * MM_PER_S
+            if shade is not None and panel and panel.shade and name in ecg.leads:
+                _draw_shade(axes, shade[LEADS.index(name)], panel.shade, place, baseline, begin)
+            _draw_lead(axes, ecg, name, place, baseline, (begin, COLUMN_S), clip, changed=name in marks)
     strip = y + height - _FIRST_BASELINE - len(_GRID_LEADS) * _ROW
     rhythm = _RHYTHM_LEAD if _RHYTHM_LEAD in ecg.leads else ecg.leads[0]
     _draw_pulse(axes, x, strip, clip)
@@ -235,14 +261,46 @@ def _draw_pulse(axes: Axes, x: float, baseline: float, clip: Rectangle) -> None:
     line.set_clip_path(clip)
 
 
+def _colours(shade: Shade) -> NDArray[np.float64]:
+    """Return values as colours, smoothed, the strongest hundredth opaque: float64, shape (leads, samples, 4)."""
+    width = max(1, round(_SHADE_S * shade.sampling_rate_hz))
+    smooth = np.stack([np.convolve(row, np.ones(width) / width, mode="same") for row in shade.values])
+    strength = np.abs(smooth) / (np.percentile(np.abs(smooth), 99) or 1.0)
+    colours = np.where(smooth[..., None] > 0, _FOR, _AGAINST)
+    return np.concatenate([colours, 0.75 * np.clip(strength, 0, 1)[..., None]], axis=-1)
+
+
+def _draw_shade(
+    axes: Axes, colours: NDArray[np.float64], shade: Shade, x: float, baseline: float, begin_s: float
+) -> None:
+    first, last = (round(moment * shade.sampling_rate_hz) for moment in (begin_s, begin_s + COLUMN_S))
+    shown = colours[first:last]
+    if len(shown):
+        wide = len(shown) / shade.sampling_rate_hz * MM_PER_S
+        below, above = (baseline + reach for reach in _SHADE_REACH)
+        axes.imshow(
+            shown[None], extent=(x, x + wide, below, above), aspect="auto", interpolation="bilinear", gid="saliency"
+        )
+
+
 def _draw_lead(
-    axes: Axes, ecg: Ecg, name: str, x: float, baseline: float, window_s: tuple[float, float], clip: Rectangle
+    axes: Axes,
+    ecg: Ecg,
+    name: str,
+    x: float,
+    baseline: float,
+    window_s: tuple[float, float],
+    clip: Rectangle,
+    *,
+    changed: bool = False,
 ) -> None:
     begin_s, length_s = window_s
     present = name in ecg.leads
     colour = _INK if present else _MUTED
     axes.plot([x, x], [baseline - 2.0, baseline + 2.0], color=_MUTED, lw=0.7)
-    _write(axes, x + 1.2, baseline + 8.2, name, size=8.5, weight="bold", colour=colour, halo_on_paper=True)
+    label = f"{name} changed" if changed else name
+    colour = _CHANGED if changed else colour
+    _write(axes, x + 1.2, baseline + 8.2, label, size=8.5, weight="bold", colour=colour, halo_on_paper=True)
     if not present:
         axes.plot([x + 2, x + length_s * MM_PER_S - 2], [baseline, baseline], color=_MUTED, lw=0.7, ls=(0, (4, 4)))
         _write(axes, x + 1.2, baseline + 1.2, "not recorded", size=7.5, colour=_MUTED)
@@ -280,7 +338,7 @@ def _write_line(axes: Axes, x: float, y: float, line: str, *, size: float, colou
 
 
 def _line_height(size: float) -> float:
-    return size * _MM_PER_POINT * 1.35
+    return size * MM_PER_POINT * 1.35
 
 
 def _write(
@@ -309,75 +367,3 @@ def _write(
         path_effects=halo,
         zorder=3,
     )
-
-
-def _wrap(text: str, size: float, width: float, *, max_lines: int) -> list[str]:
-    """Break text into lines that fit ``width`` mm; what does not fit in ``max_lines`` is left out and counted."""
-    words = _split_words(_legible(text).split(), size, width)
-    lines: list[str] = []
-    for position, word in enumerate(words):
-        if lines and _width(f"{lines[-1]} {word}", size) <= width:
-            lines[-1] += f" {word}"
-        elif len(lines) < max_lines:
-            lines.append(word)
-        else:
-            lines[-1] = _cut(lines[-1], len(words) - position, size, width, counted=max_lines > 1)
-            break
-    return lines or [""]
-
-
-def _split_words(words: Iterable[str], size: float, width: float) -> list[str]:
-    """Cut words that are wider than a line."""
-    pieces: list[str] = []
-    for word in words:
-        start, room = 0, width
-        for end, char in enumerate(word):
-            room -= _width(char, size)
-            if room < 0 and end > start:
-                pieces.append(word[start:end])
-                start, room = end, width - _width(char, size)
-        pieces.append(word[start:])
-    return pieces
-
-
-def _cut(line: str, left_out: int, size: float, width: float, *, counted: bool) -> str:
-    """Take words off a line until it ends, within ``width``, in an ellipsis and the number of words left out."""
-    words = line.split()
-    while True:
-        ending = f"… [{left_out} more words]" if counted else "…"
-        if len(words) < 2 or _width(f"{' '.join(words)} {ending}", size) <= width:
-            break
-        words.pop()
-        left_out += 1
-    start = " ".join(words)
-    while start and _width(f"{start} {ending}", size) > width:
-        start = start[:-1]
-    return f"{start} {ending}"
-
-
-def _width(text: str, size: float) -> float:
-    """Return the width of a line in millimetres, as the sum of its characters (kerning only makes it narrower)."""
-    return sum(map(_em_width, text)) * size * _MM_PER_POINT * _HINTING_SLACK
-
-
-@lru_cache(maxsize=4096)
-def _em_width(char: str) -> float:
-    """Return the width of a character in multiples of the font size."""
-    width, _, _ = _MEASURE.get_text_width_height_descent(char, _FONT, ismath=False)
-    return float(width) / _FONT.get_size_in_points()
-
-
-def _legible(text: str) -> str:
-    """Replace characters that the font cannot draw, and controls, by a box or a space."""
-    return "".join(_glyph(char) for char in text)
-
-
-@lru_cache(maxsize=4096)
-def _glyph(char: str) -> str:
-    if not char.isprintable():
-        return " "
-    return char if get_font(findfont(_FONT)).get_char_index(ord(char)) else "\u25a1"
-
-
-_FONT = FontProperties()
-_MEASURE = TextToPath()

@@ -17,14 +17,14 @@ SOURCES = {"mmecg": ".", "mmecg_index": "index", "mmecg_server": "server", "mmec
 BASE = {"errors"}
 VALUES = BASE | {"ecg", "vitals", "report", "config"}
 DOMAIN = VALUES | {"study", "embedding", "quality", "neighbours"}
-MODELS = DOMAIN | {"search", "datasets", "modeling", "labels", "encoders", "prompts"}
+MODELS = DOMAIN | {"lettering", "search", "datasets", "modeling", "labels", "encoders", "prompts"}
 LIBRARY = MODELS | {"assets", "bundle", "retriever", "prediction", "plotting"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "assets": set(),
     **dict.fromkeys(("ecg", "vitals", "report", "config"), VALUES),
     **dict.fromkeys(("study", "embedding", "quality", "neighbours"), DOMAIN),
-    **dict.fromkeys(("search", "datasets", "modeling", "labels", "encoders", "plotting"), MODELS),
+    **dict.fromkeys(("search", "datasets", "modeling", "labels", "encoders", "lettering", "plotting"), MODELS),
     **dict.fromkeys(("bundle", "retriever", "prediction"), LIBRARY | {"training"}),
     **dict.fromkeys(("training", "evaluation"), LIBRARY | {"training", "evaluation"}),
     "client": DOMAIN | {"search", "retriever", "datasets", "labels", "prediction", "mmecg_pb"},
@@ -38,7 +38,14 @@ CONFINED = {
     "faiss": ("index/",),
     "grpc": ("server/", "protos/", "mmecg/client/"),
     "wfdb": ("mmecg/datasets/",),
-    "matplotlib": ("mmecg/plotting.py", "mmecg/evaluation/plots.py", "mmecg/training/curves.py", "benchmarks/"),
+    "matplotlib": (
+        "mmecg/lettering.py",
+        "mmecg/plotting.py",
+        "mmecg/evaluation/plots.py",
+        "mmecg/evaluation/prediction_plots.py",
+        "mmecg/training/curves.py",
+        "benchmarks/",
+    ),
 }
 HEAVY = ("torch", "faiss", "grpc", "wfdb", "matplotlib", "sentence_transformers", "scipy", "sklearn", "rich")
 MAX_MODULE_LINES = 400

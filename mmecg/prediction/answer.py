@@ -211,7 +211,7 @@ def _unsupported(label: str, reason: str) -> LabelPrediction:
 
 
 def _shift(logits: NDArray[np.float64], scores: Scores) -> NDArray[np.float64]:
-    return shift_prevalence(logits[None], scores.trained, scores.site)[0]
+    return np.asarray(shift_prevalence(logits[None], scores.trained, scores.site)[0])
 
 
 def _expit(logits: NDArray[np.float64]) -> NDArray[np.float64]:
