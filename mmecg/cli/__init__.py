@@ -29,6 +29,7 @@ COMMANDS = (
     "mine-labels",
     "label-text",
     "evaluate-labels",
+    "evaluate-prediction",
     "review-labels",
     "info",
 )

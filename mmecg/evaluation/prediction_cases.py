@@ -79,7 +79,8 @@ class Cases:
     def task(self, name: str) -> Cases:
         """Return the task ``"all"`` (the statements) or ``"superclass"`` (of the studies that have one)."""
         columns = np.flatnonzero(self.superclass == (name == "superclass"))
-        rows = self.gold[:, columns].any(axis=1) if name == "superclass" else np.ones(len(self), np.bool_)
+        some: NDArray[np.bool_] = np.asarray(self.gold[:, columns].any(axis=1))
+        rows = some if name == "superclass" else np.ones(len(self), np.bool_)
         part = self.take(rows)
         return Cases(
             part.table,

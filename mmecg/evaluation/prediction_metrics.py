@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -212,14 +213,12 @@ def ece_if_calibrated(probability: Logits, *, draws: int = 20, seed: int = 0) ->
     return found
 
 
-def error_reduction(
-    errors: NDArray[np.floating], uncertainty: NDArray[np.floating], weights: Weights, share: float
-) -> Figure:
+def error_reduction(errors: NDArray[Any], uncertainty: NDArray[np.floating], weights: Weights, share: float) -> Figure:
     """Return by how much the error rate falls when the most uncertain share abstains: 1 - rate kept / rate of all.
 
     Parameters
     ----------
-    errors : floating, shape (n,)
+    errors : bool or floating, shape (n,)
         Errors of each study, or of each decision.
     uncertainty : floating, shape (n,)
     weights : float32, shape (n, resamples)
@@ -240,13 +239,14 @@ def error_reduction(
 
 
 def risk_coverage(
-    errors: NDArray[np.floating], uncertainty: NDArray[np.floating], coverages: NDArray[np.floating]
+    errors: NDArray[Any], uncertainty: NDArray[np.floating], coverages: NDArray[np.floating]
 ) -> NDArray[np.float64]:
     """Return the error rate of the surest records, for each share of records that is answered.
 
     Parameters
     ----------
-    errors, uncertainty : floating, shape (n,)
+    errors : bool or floating, shape (n,)
+    uncertainty : floating, shape (n,)
     coverages : floating, shape (points,)
         Above 0, at most 1.
     """

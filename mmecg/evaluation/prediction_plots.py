@@ -96,13 +96,15 @@ def draw_conformal(table: pl.DataFrame) -> Figure:
         axes.plot(
             part["decisions"], part["coverage"], marker, color=colour, markersize=4, alpha=0.7, label=f"label {side}"
         )
-    size = np.logspace(0, math.log10(max(2, shown["decisions"].max() or 2)), 200)  # type: ignore[type-var]
+    most = shown["decisions"].to_numpy().max(initial=2)
+    lowest = shown["coverage"].to_numpy().min(initial=1.0)
+    size = np.logspace(0, math.log10(most), 200)
     spread = 1.96 * np.sqrt(0.9 * 0.1 / size)
     axes.fill_between(size, 0.9 - spread, np.minimum(0.9 + spread, 1), color=GREY, alpha=0.2, linewidth=0,
                       label="95 % of labels, if 90 % holds")  # fmt: skip
     axes.axhline(0.9, color=GREY, linewidth=1)
     axes.set_xscale("log")
-    axes.set_ylim(min(0.5, (shown["coverage"].min() or 0) - 0.05), 1.02)  # type: ignore[operator]
+    axes.set_ylim(min(0.5, lowest - 0.05), 1.02)
     axes.set_xlabel("studies of the label in this class")
     axes.set_ylabel("coverage")
     axes.legend(fontsize=8, loc="lower right")
@@ -291,10 +293,11 @@ def _legend(figure: Figure, entries: Sequence[tuple[str, str, str]]) -> None:
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], color=colour, label=words, linestyle=style if style in ("-", ":", "--") else "",
-               marker="" if style in ("-", ":", "--") else style)
+        Line2D([], [], color=colour, label=words, linestyle=":" if style == ":" else "-")
+        if style in ("-", ":")
+        else Line2D([], [], color=colour, label=words, linestyle="", marker=style)
         for style, colour, words in entries
-    ]  # fmt: skip
+    ]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 5), fontsize=8, frameon=False)
 
 
