@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -29,8 +30,6 @@ class HistoryRecipe:
         On the squares of a label's own terms and of the terms between labels.
     wrong : float
         Histories of other patients in a batch, for each right one: what teaches the head to doubt.
-    wrong_penalty : float
-        On the squares of what a history of another patient adds.
     seed : int
     """
 
@@ -45,29 +44,39 @@ class HistoryRecipe:
     seed: int = 0
 
 
-def fit_history(
-    tokens: HistoryTokens,
-    logits: NDArray[np.float64],
-    gold: NDArray[np.bool_],
-    right: NDArray[np.bool_],
-    recipe: HistoryRecipe | None = None,
-) -> HistoryHead:
+@dataclass(frozen=True)
+class HistoryPart:
+    """Records with earlier studies, their own or of other patients.
+
+    Attributes
+    ----------
+    tokens : HistoryTokens
+    logits : float64, shape (n, labels)
+    gold : bool, shape (n, labels)
+    own : bool
+        Whether the histories are the patients' own.
+    """
+
+    tokens: HistoryTokens
+    logits: NDArray[np.float64]
+    gold: NDArray[np.bool_]
+    own: bool
+
+
+def fit_history(parts: Sequence[HistoryPart], recipe: HistoryRecipe | None = None) -> HistoryHead:
     """Fit attention over earlier studies.
 
     Parameters
     ----------
-    tokens : HistoryTokens
-        Of n records with earlier studies, own or of another patient.
-    logits : float64, shape (n, labels)
-    gold : bool, shape (n, labels)
-    right : bool, shape (n,)
-        Whether the history is the patient's own.
-    recipe : HistoryRecipe
+    parts : sequence of HistoryPart
+        Each record weighs the same within the own histories, and within the others'.
+    recipe : HistoryRecipe, optional
     """
     recipe = recipe or HistoryRecipe()
-    net = _HistoryNet(gold.shape[1], recipe)
-    batches = _Batches(tokens, logits, gold)
-    own, other = (torch.from_numpy(np.flatnonzero(which)) for which in (right, ~right))
+    net = _HistoryNet(parts[0].gold.shape[1], recipe)
+    batches = _Batches(parts)
+    is_own = np.repeat([part.own for part in parts], [len(part.gold) for part in parts])
+    own, other = (torch.from_numpy(np.flatnonzero(which)) for which in (is_own, ~is_own))
     tables = [net.decay, net.departure, net.cross]
     network = [parameter for parameter in net.parameters() if all(parameter is not table for table in tables)]
     optimiser = torch.optim.AdamW(
@@ -96,15 +105,17 @@ def fit_history(
 class _Batches:
     """Tokens of many records without the padding: most records have one earlier study, few have many."""
 
-    def __init__(self, tokens: HistoryTokens, logits: NDArray[np.float64], gold: NDArray[np.bool_]) -> None:
-        mask = tokens.mask
-        self._channels, self._surprise, self._log_days = (
-            torch.from_numpy(value[mask]) for value in (tokens.channels, tokens.surprise, tokens.log_days)
-        )
-        self._current, self._logits, self._gold = (
-            torch.from_numpy(value.astype(np.float32)) for value in (tokens.current, logits, gold)
-        )
-        self._count = torch.from_numpy(mask.sum(axis=1))
+    def __init__(self, parts: Sequence[HistoryPart]) -> None:
+        def joined(values: Iterable[NDArray[np.generic]]) -> torch.Tensor:
+            return torch.from_numpy(np.concatenate([np.asarray(value, np.float32) for value in values]))
+
+        self._channels = joined(part.tokens.channels[part.tokens.mask] for part in parts)
+        self._surprise = joined(part.tokens.surprise[part.tokens.mask] for part in parts)
+        self._log_days = joined(part.tokens.log_days[part.tokens.mask] for part in parts)
+        self._current = joined(part.tokens.current for part in parts)
+        self._logits = joined(part.logits for part in parts)
+        self._gold = joined(part.gold for part in parts)
+        self._count = torch.from_numpy(np.concatenate([part.tokens.mask.sum(axis=1) for part in parts]))
         self._start = self._count.cumsum(0) - self._count
 
     def take(self, rows: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], torch.Tensor, torch.Tensor]:

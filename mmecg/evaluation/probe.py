@@ -56,7 +56,7 @@ def fit_probe(
     penalties: Sequence[float] = PENALTIES,
     seed: int = 0,
 ) -> Probe:
-    """Choose the penalty on an inner split by patient, then fit on every record.
+    """Choose the penalty on an inner split by patient, then fit on every record. One penalty needs no choice.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ def fit_probe(
     fitted = torch.from_numpy(np.flatnonzero(~held_out))
     start = torch.zeros(inputs.shape[1] + 1, labels.shape[1])
     best_penalty, best_score, best_start = penalties[0], -np.inf, start
-    for penalty in penalties:
+    for penalty in penalties if len(penalties) > 1 else ():
         start = _fit(inputs[fitted], targets[fitted], penalty, start)
         logits = (inputs[torch.from_numpy(held_out)] @ start[:-1] + start[-1]).numpy()
         score, _ = macro(auroc(labels[held_out], logits), labels[held_out], min_positives=1)
