@@ -164,7 +164,9 @@ class Resolver:
     def _parts(self, sentence: Sentence, mention: Mention) -> list[_Part]:
         """Return the findings of a mention; a base takes the most specific compositions of its qualifiers."""
         if mention.role.kind is Kind.FINDING:
-            return [_Part(name, [mention.at]) for name in self.rules.finding[mention.role.index].gives]
+            rule = self.rules.finding[mention.role.index]
+            others = rule.gives if rule.status == Status.ALTERNATIVE else ()
+            return [_Part(name, [mention.at], others) for name in rule.gives]
         base = self.rules.base[mention.role.index]
         left = {(kind, value): at for at, kind, value in reversed(mention.qualifiers)}
         parts: list[_Part] = []

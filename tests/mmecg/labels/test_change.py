@@ -85,6 +85,8 @@ def test_only_words_for_what_is_there_now_yield_to_doubt(language: str) -> None:
         ("no change in the ECG", {"SERIAL_NO_CHANGE": "unchanged"}),
         ("keine änderung des vorhofflimmerns", {"AFIB": "unchanged"}),
         ("ingen förändring av förmaksflimmer", {"AFIB": "unchanged"}),
+        ("oförändrad inferior infarkt", {"IMI": "unchanged"}),
+        ("EKG oförändrat", {"SERIAL_NO_CHANGE": "unchanged"}),
         ("no longer evident ST elevation", {"STE_": "disappeared"}),
         ("vänstergrenblock nytillkommet", {"CLBBB": "appeared"}),
         ("ischemiförändringar som inte fanns på ekg 910218", {"ISC_": "appeared"}),

@@ -166,10 +166,78 @@ def test_an_undetermined_age_is_that_of_what_stands_before_it(
         ),
         ("st-sänkning inferolateralt, såsom vid ischemi", {"STD_": "present", "ISCIL": "probable"}),
         ("lateral myokard affektion", {"INJLA": "present", "LATERAL_INJURY": "present"}),
+        ("no atrial fibrillation or flutter", {"AFIB": "negated", "AFLT": "negated"}),
+        (
+            "ventricular flutter or fibrillation",
+            {"VENTRICULAR_FLUTTER": "alternative", "VENTRICULAR_FIBRILLATION": "alternative"},
+        ),
+        (
+            "kammerflimmern oder -flattern",
+            {"VENTRICULAR_FLUTTER": "alternative", "VENTRICULAR_FIBRILLATION": "alternative"},
+        ),
+        ("AFL with 2:1 AV block", {"AFLT": "present", "AV_CONDUCTION_2_1": "present"}),
+        ("old IMI", {"IMI": "present"}),
+        ("old AMI", {"MI": "present"}),
+        ("possible NSTEMI", {"MI": "possible", "ACUTE_MI": "possible"}),
+        ("non-ST elevation myocardial infarction", {"MI": "present", "ACUTE_MI": "present"}),
+        ("V.a. NSTEMI", {"MI": "possible", "ACUTE_MI": "possible"}),
+        ("misstänkt STEMI", {"STEMI": "possible"}),
+        ("QTc 480 ms", {}),
+        ("prolonged QTc 480 ms", {"LNGQT": "present"}),
+        ("bei Beschwerden an Ischämie denken", {"ISC_": "possible"}),
+        ("an eine Ischämie zu denken", {"ISC_": "possible"}),
+        ("denken an Ischämie", {"ISC_": "possible"}),
+        ("Sinusrhythmus. Im Vergleich zum Vorbefund unverändert.", {"SR": "present", "SERIAL_NO_CHANGE": "serial"}),
+        ("unverändert gegenüber dem Vor-EKG", {"SERIAL_NO_CHANGE": "serial"}),
+        ("keine wesentliche Änderung zum Vorbefund", {"SERIAL_NO_CHANGE": "serial"}),
+        ("höger skänkelblock", {"CRBBB": "present"}),
+        ("inkomplett höger skänkelblock", {"IRBBB": "present"}),
+        ("vänster skänkelblock", {"CLBBB": "present"}),
+        ("misst hjärtinfarkt", {"MI": "possible"}),
+        ("misst. hjärtinfarkt", {"MI": "possible"}),
+        ("VKH", {"LVH": "present"}),
+        ("T-negativisering", {"INVT": "present"}),
+        ("QT-förlängning", {"LNGQT": "present"}),
+        ("patologisk vänsterställd elaxel", {"ABNORMAL_LEFT_AXIS_DEVIATION": "present"}),
+        ("vänsterställd elaxel", {"LEFTWARD_AXIS": "present"}),
+        ("oförändrat jämfört med tidigare", {"SERIAL_NO_CHANGE": "serial"}),
+        ("sinusrytm oförändrat jämfört med tidigare EKG", {"SR": "present", "SERIAL_NO_CHANGE": "serial"}),
     ],
 )
 def test_how_a_text_speaks_of_all_that_it_names(miner: LabelMiner, text: str, expected: dict[str, str]) -> None:
     assert {item.finding: item.status for item in miner.mine(text)} == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "atrial fibrillation or flutter",
+        "atrial flutter or fibrillation",
+        "possible atrial fibrillation or flutter",
+        "Vorhofflimmern oder -flattern",
+        "förmaksflimmer eller -fladder",
+    ],
+)
+def test_a_noun_left_out_behind_or_is_an_alternative(miner: LabelMiner, text: str) -> None:
+    said = {item.finding: (item.status, item.alternatives) for item in miner.mine(text)}
+    assert said == {"AFIB": (Status.ALTERNATIVE, ("AFLT",)), "AFLT": (Status.ALTERNATIVE, ("AFIB",))}
+
+
+def test_a_phrase_that_names_alternatives_says_which(miner: LabelMiner) -> None:
+    said = {item.finding: item.alternatives for item in miner.mine("anteriorer myokard- oder perikardschaden")}
+    assert said == {"AMI": ("ACUTE_PERICARDITIS",), "ACUTE_PERICARDITIS": ("AMI",)}
+
+
+@pytest.mark.parametrize("doubt", ["mögl.", "mögl", "möglich", "möglicherweise", "evtl.", "eventuell"])
+def test_every_spelling_of_a_doubt_before_an_age_is_about_age(miner: LabelMiner, doubt: str) -> None:
+    (said,) = miner.mine(f"anteriorer infarkt {doubt} akut")
+    assert (said.finding, said.status, said.age_status) == ("AMI", Status.PRESENT, Status.POSSIBLE)
+    assert said.qualifiers == (("age", "acute"),)
+
+
+def test_a_doubt_before_an_undetermined_age_is_about_presence(miner: LabelMiner) -> None:
+    (said,) = miner.mine("anteriorer infarkt möglich alter unbest.")
+    assert (said.status, said.age_status) == (Status.POSSIBLE, None)
 
 
 def test_a_doubted_comparison_still_needs_the_prior_study(miner: LabelMiner) -> None:
