@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mmecg.bundle import Bundle, load_bundle
+from mmecg.bundle import Bundle
 from mmecg.datasets.synthetic import synthetic_ecg
 from mmecg.ecg import Ecg
 from mmecg.errors import QueryError
@@ -12,11 +12,6 @@ from mmecg.prediction.explain import MAX_EXPLAINED, explain
 from mmecg.prediction.single import SingleHead
 
 LABELS = ("NORM", "AFIB", "PVC")
-
-
-@pytest.fixture(scope="module")
-def bundle() -> Bundle:
-    return load_bundle(precision="float32")
 
 
 @pytest.fixture(scope="module")
