@@ -99,7 +99,13 @@ ORDINARY_VERSIONS: dict[str, Corruption] = {
 
 
 def novelty_data(
-    ecgs: Sequence[Ecg], encode: Encode, *, seed: int = 0, share: float = 1.0, progress: Progress | None = None
+    ecgs: Sequence[Ecg],
+    encode: Encode,
+    *,
+    features: NDArray[np.float32] | None = None,
+    seed: int = 0,
+    share: float = 1.0,
+    progress: Progress | None = None,
 ) -> NoveltyData:
     """Return recordings as they are, and corrupted.
 
@@ -109,6 +115,8 @@ def novelty_data(
         With leads I and II, and not constant.
     encode : callable
         Features of recordings: float32, shape (n, features).
+    features : float32, shape (n, features), optional
+        Of the recordings as they are, if at hand.
     seed : int
     share : float
         Factor on how many corrupted recordings there are; at 1 some three for each ordinary one.
@@ -121,12 +129,13 @@ def novelty_data(
         for name, change in changes.items()
     ]
     jobs += [(f"{ORDINARY}/{name}", change, 0.1) for name, change in ORDINARY_VERSIONS.items()]
-    parts = [_encoded(ecgs, encode, ORDINARY, np.arange(len(ecgs)))]
+    parts = [_data(ecgs, _encode(ecgs, encode) if features is None else features, ORDINARY, np.arange(len(ecgs)))]
     for done, (name, change, part) in enumerate(jobs):
         if progress:
             progress("corrupting recordings", done, len(jobs))
         source = rng.choice(len(ecgs), max(round(part * share * len(ecgs)), 1), replace=False)
-        parts.append(_encoded([change(ecgs[row], rng) for row in source], encode, name, source))
+        changed = [change(ecgs[row], rng) for row in source]
+        parts.append(_data(changed, _encode(changed, encode), name, source))
     return NoveltyData(
         np.concatenate([part.features for part in parts]),
         np.concatenate([part.summary for part in parts]),
@@ -135,10 +144,12 @@ def novelty_data(
     )
 
 
-def _encoded(ecgs: Sequence[Ecg], encode: Encode, name: str, source: NDArray[np.int64]) -> NoveltyData:
-    features = np.concatenate([encode(ecgs[start : start + 64]) for start in range(0, len(ecgs), 64)])
-    summary = np.stack([summarise(ecg) for ecg in ecgs])
-    return NoveltyData(features, summary, np.full(len(ecgs), name, "U40"), source)
+def _encode(ecgs: Sequence[Ecg], encode: Encode) -> NDArray[np.float32]:
+    return np.concatenate([encode(ecgs[start : start + 64]) for start in range(0, len(ecgs), 64)])
+
+
+def _data(ecgs: Sequence[Ecg], features: NDArray[np.float32], name: str, source: NDArray[np.int64]) -> NoveltyData:
+    return NoveltyData(features, np.stack([summarise(ecg) for ecg in ecgs]), np.full(len(ecgs), name, "U40"), source)
 
 
 def fit_novelty(
@@ -146,6 +157,7 @@ def fit_novelty(
     subject_ids: Sequence[str] | NDArray[np.generic],
     encode: Encode,
     *,
+    features: NDArray[np.float32] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> NoveltyDetector:
@@ -158,12 +170,15 @@ def fit_novelty(
     subject_ids : sequence of str, length n
     encode : callable
         Features of recordings, such as :meth:`mmecg.modeling.dual_encoder.DualEncoder.ecg_features`.
+    features : float32, shape (n, features), optional
+        Of the recordings as they are, if at hand.
     seed : int
     progress : callable, optional
     """
     usable = [row for row, ecg in enumerate(ecgs) if ecg.lead_mask[:2].all() and ecg.signal.std(axis=1).any()]
     groups = subject_groups(np.asarray(subject_ids)[usable], HELD_OUT, seed=seed)
-    data = novelty_data([ecgs[row] for row in usable], encode, seed=seed, progress=progress)
+    known = None if features is None else features[usable]
+    data = novelty_data([ecgs[row] for row in usable], encode, features=known, seed=seed, progress=progress)
     return fit_detector(data, groups[data.source] == 0, seed=seed, progress=progress)
 
 

@@ -23,7 +23,7 @@ SLOPE_WINDOW_S, REFRACTORY_S, BEAT_SHARE = 0.08, 0.3, 0.35
 _INDEPENDENT = np.array([0, 1, 6, 7, 8, 9, 10, 11])  # I, II, V1 to V6: the other four follow from I and II
 _EDGES = np.round(np.array(EDGES_S) * RATE_HZ).astype(np.int64)
 _PARTS = len(_EDGES) - 1
-_GOLDBERGER = ((2, (1, -1)), (3, (-0.5, -0.5)), (4, (1, -0.5)), (5, (-0.5, 1)))  # lead: its share of I and of II
+_GOLDBERGER = ((2, (-1, 1)), (3, (-0.5, -0.5)), (4, (1, -0.5)), (5, (-0.5, 1)))  # lead: its share of I and of II
 
 OF_LEAD = np.concatenate([np.repeat(_INDEPENDENT, _PARTS), [2, 3, 4, 5], _INDEPENDENT, np.full(6 + len(BANDS_HZ), -1)])
 """The lead that each number belongs to, -1 for numbers of the whole recording: int64, shape (summary,)."""
