@@ -42,6 +42,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--train-data", type=Path, help="PTB-XL folder with the training folds; default --data")
     parser.add_argument("--ludb", type=Path, help="LUDB folder (ludb.csv and data/), an outside set")
     parser.add_argument("--cross-fit", type=Path, nargs=2, metavar="BUNDLE", help="two bundles of disjoint folds")
+    parser.add_argument("--cache", type=Path, help="folder that keeps the encodings of the cross-fit for the next run")
     parser.add_argument("--resamples", type=positive_int, default=1000, help="bootstrap resamples (1000)")
     parser.add_argument("--seed", type=int, default=0, help="of resampling, controls, subsets and noise (0)")
     parser.add_argument("--json", action="store_true", help="print the content of metrics.json")
@@ -63,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
         train_data=args.train_data,
         ludb=args.ludb,
         cross_fit=tuple(args.cross_fit or ()),
+        cache=args.cache,
         resamples=args.resamples,
         seed=args.seed,
     )

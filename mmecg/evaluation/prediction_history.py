@@ -149,7 +149,7 @@ def history(cases: Cases, suffix: str = "") -> Part:
     """
     followed = cases.take(cases.priors > 0)
     part = followed.task("all")
-    aurocs = {name: part.aurocs(name) for name in part.systems if name != "ecg"}
+    aurocs = {name: part.aurocs(name) for name in part.systems if name not in ("ecg", "no_cohort")}
     without = aurocs["single"]
     if not without.enough.any():
         reason = f"no label has 10 positives among the {len(part)} studies with an earlier one"
@@ -239,7 +239,7 @@ def _strata_table(cases: Cases) -> pl.DataFrame:
               for name, (low, high) in COUNTS.items()]  # fmt: skip
     groups += [("gap to the latest", name, (cases.gap_days >= low) & (cases.gap_days < high))
                for name, (low, high) in GAPS.items()]  # fmt: skip
-    groups.append(("earlier studies", "1 or more", cases.priors > 0))
+    groups.insert(0, ("earlier studies", "1 or more", cases.priors > 0))
     for by, name, mask in groups:
         part = cases.take(mask).task("all")
         line: dict[str, object] = {"by": by, "stratum": name, "studies": len(part), "labels": 0}

@@ -153,7 +153,9 @@ def draw_decision_curves(table: pl.DataFrame) -> Figure:
         _grid(axes, "both")
     for axes in grid[len(labels) :]:
         axes.set_axis_off()
-    _legend(figure, [("-", colours[name], _NAMES[name]) for name in colours if name in table["system"].unique()])
+    styles = {"everyone": ":", "no one": ":"}
+    drawn = [name for name in colours if name in table["system"].to_list()]
+    _legend(figure, [(styles.get(name, "-"), colours[name], _NAMES[name]) for name in drawn])
     figure.supxlabel("threshold probability", fontsize=9)
     figure.supylabel("net benefit per study", fontsize=9)
     return figure
@@ -298,7 +300,7 @@ def _legend(figure: Figure, entries: Sequence[tuple[str, str, str]]) -> None:
         else Line2D([], [], color=colour, label=words, linestyle="", marker=style)
         for style, colour, words in entries
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 5), fontsize=8, frameon=False)
+    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 5), fontsize=8, frameon=False)
 
 
 def _figure(width: float, height: float) -> Figure:
