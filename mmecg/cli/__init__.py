@@ -23,6 +23,7 @@ COMMANDS = (
     "train",
     "build",
     "search",
+    "predict",
     "embed",
     "serve",
     "evaluate",

@@ -23,6 +23,7 @@ from mmecg.search import Filter
 from mmecg.vitals import Vitals
 
 if TYPE_CHECKING:
+    from mmecg.bundle import Bundle
     from mmecg.datasets.bulk import BulkReport
     from mmecg.ecg import Ecg
     from mmecg.retriever import Retriever
@@ -189,16 +190,24 @@ def open_retriever(corpus: Path | None, bundle: Path | None) -> Iterator[Retriev
     ArtifactError
         Bundle or corpus is not there, damaged, or they do not share an embedding space.
     """
+    from mmecg.bundle import load_bundle
+
+    with open_retriever_of(load_bundle(bundle), corpus) as retriever:
+        yield retriever
+
+
+@contextmanager
+def open_retriever_of(bundle: Bundle, corpus: Path | None) -> Iterator[Retriever]:
+    """Do as :func:`open_retriever`, with a bundle that is loaded already."""
     import tempfile
 
     from mmecg_index.corpus import Corpus
 
-    from mmecg.bundle import load_bundle
     from mmecg.cli.output import note
     from mmecg.datasets.parquet import read_studies
     from mmecg.retriever import Retriever
 
-    encoder = load_bundle(bundle).encoder
+    encoder = bundle.encoder
     with tempfile.TemporaryDirectory(prefix="mmecg-") as folder:
         if corpus is None:
             note("no --corpus given, so this searches the demo corpus (PTB-XL, CC BY 4.0)")

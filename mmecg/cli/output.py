@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmecg.errors import AlreadyExistsError, NotFoundError
+from mmecg.errors import AlreadyExistsError, InvalidInputError, NotFoundError
 from mmecg.study import Study
 from mmecg.vitals import Vitals
 
@@ -193,6 +193,15 @@ def check_parent(path: Path, what: str) -> Path:
     if not path.absolute().parent.is_dir():
         raise NotFoundError(f"{what} {path} cannot be written: its folder does not exist; make it first")
     return path
+
+
+def check_png(path: Path) -> Path:
+    """Return ``path`` if a plot can be written there. Raises ``InvalidInputError``, ``NotFoundError``."""
+    if path.is_dir():
+        raise InvalidInputError(f"plot {path} is a folder, expected a .png file to write")
+    if path.suffix.lower() != ".png":
+        raise InvalidInputError(f"plot {path} has suffix {path.suffix!r}, expected .png")
+    return check_parent(path, "plot")
 
 
 def _console(*, error: bool) -> Console:

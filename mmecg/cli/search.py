@@ -96,19 +96,14 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_options(args: argparse.Namespace) -> None:
     from mmecg.cli.inputs import check_ecg_arguments
-    from mmecg.cli.output import check_parent
+    from mmecg.cli.output import check_png
     from mmecg.errors import InvalidInputError
 
     if args.server and args.bundle:
         raise InvalidInputError("--bundle came with --server, expected one of them: a server has its own bundle")
     check_ecg_arguments(args, [args.ecg] if args.ecg else [])
-    if args.plot is None:
-        return
-    if args.plot.is_dir():
-        raise InvalidInputError(f"plot {args.plot} is a folder, expected a .png file to write")
-    if args.plot.suffix.lower() != ".png":
-        raise InvalidInputError(f"plot {args.plot} has suffix {args.plot.suffix!r}, expected .png")
-    check_parent(args.plot, "plot")
+    if args.plot is not None:
+        check_png(args.plot)
 
 
 def _read_query(args: argparse.Namespace) -> Query:

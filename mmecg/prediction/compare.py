@@ -70,4 +70,4 @@ def find_beats(signal: NDArray[np.float32]) -> list[int]:
 
 
 def _rms(signal: NDArray[np.floating]) -> NDArray[np.float64]:
-    return np.sqrt(np.square(signal, dtype=np.float64).mean(axis=1))
+    return np.asarray(np.sqrt(np.square(signal, dtype=np.float64).mean(axis=1)))

@@ -14,7 +14,8 @@ others             votes of the coded studies of other subjects
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 
 from mmecg.bundle import Bundle
 from mmecg.ecg import Ecg
-from mmecg.errors import FingerprintMismatchError
+from mmecg.errors import FingerprintMismatchError, QueryError
 from mmecg.labels.report_miner import ReportMiner
 from mmecg.prediction import answer
 from mmecg.prediction.answer import Scores
@@ -34,7 +35,7 @@ from mmecg.prediction.heads import PredictionHeads, read_heads
 from mmecg.prediction.history import HistoryEffect, Prior, build_tokens, last_known
 from mmecg.prediction.known import KnownLabels
 from mmecg.prediction.query import PredictionQuery, time_flags, vitals_contradict
-from mmecg.prediction.result import Measurement, Prediction, PredictionOptions, Uncertainty
+from mmecg.prediction.result import Measurement, Method, Prediction, PredictionOptions, Saliency, Uncertainty
 from mmecg.prediction.support import unsupported
 from mmecg.prediction.vote import CohortVotes, Vote
 from mmecg.quality import QualityFinding, assess_quality
@@ -95,6 +96,7 @@ class Predictor:
                 raise FingerprintMismatchError(got=part.fingerprint, expected=bundle.fingerprint, what=what)
         self.bundle = bundle
         self.corpus = corpus
+        self._ecg_features: Callable[[Sequence[Ecg]], NDArray[np.float32]] = bundle.encoder.ecg_features
         self.known = KnownLabels(self.heads.labels, miner)
         self._labels = LabelResolver(self.heads.labels)
         cohort = self.heads.cohort
@@ -148,19 +150,45 @@ class Predictor:
         )
         return [self._answer(case) for case in cases]
 
+    def explain(self, study: Study | Ecg, label: str, *, method: Method = "integrated_gradients") -> Saliency:
+        """Say which moments of which leads speak for a label; see :mod:`mmecg.prediction.explain`.
+
+        Raises
+        ------
+        QueryError
+            No ECG, a label without a head, or an unknown method.
+        """
+        from mmecg.prediction.explain import explain
+
+        ecg = study if isinstance(study, Ecg) else study.ecg
+        if ecg is None:
+            raise QueryError("study has no ECG, expected one to explain; give the recording", field="study")
+        return explain(self.bundle.encoder, self.heads.single, self.heads.labels, ecg, [label], method=method)[0]
+
+    def sharing(self, ecg_features: Callable[[Sequence[Ecg]], NDArray[np.float32]]) -> Predictor:
+        """Return the same predictor with a tower that other callers use too, such as one that joins their batches.
+
+        Parameters
+        ----------
+        ecg_features : callable
+            Recordings to float32, shape (batch, features), as :meth:`mmecg.embedding.Encoder.ecg_features`.
+        """
+        shared = copy(self)
+        shared._ecg_features = ecg_features
+        return shared
+
     def _encode(
         self, waiting: Sequence[tuple[PredictionQuery, tuple[AskedLabel, ...], NDArray[np.float64], Earlier]]
     ) -> list[_Case]:
         ecgs = [ecg for query, *_, earlier in waiting for ecg in (query.ecg, *earlier.ecgs) if ecg is not None]
-        encoder = self.bundle.encoder
-        features = iter(encoder.ecg_features(ecgs)) if ecgs else iter(())
+        features = iter(self._ecg_features(ecgs)) if ecgs else iter(())
         dim = self.heads.embedding.weight.shape[0]
         cases = []
         for query, asked, site, earlier in waiting:
             own = next(features) if query.ecg is not None else None
             added = [next(features) for _ in earlier.ecgs]
             rows = [one for one in (own, *added) if one is not None]
-            vectors = list(encoder.embed_features(np.stack(rows))) if rows else []
+            vectors = list(self.bundle.encoder.embed_features(np.stack(rows))) if rows else []
             embedding = vectors.pop(0) if own is not None else np.full(dim, np.nan, np.float32)
             earlier = earlier.with_embeddings(vectors)
             priors = earlier.priors(self.known, query.moment) if query.moment is not None else []

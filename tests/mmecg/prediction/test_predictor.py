@@ -144,7 +144,9 @@ def test_history_of_the_caller_is_worth_what_the_same_in_the_corpus_is(
     assert "no_cohort" in found.flags
     one = predictor.predict(study(7, "anna"), extra_history=given)
     same = predictor.predict(study(7, "anna"))
-    assert [each.probability for each in one.labels] == pytest.approx([each.probability for each in same.labels])
+    assert [each.probability for each in one.labels] == pytest.approx(
+        [each.probability for each in same.labels], abs=1e-4
+    )
 
 
 def test_many_are_as_one_by_one(predictor: Predictor) -> None:
@@ -278,7 +280,7 @@ def test_no_time_means_no_history(predictor: Predictor) -> None:
 
 
 def test_refusals(bundle: Bundle, heads: PredictionHeads, corpus: Corpus, tmp_path) -> None:
-    with pytest.raises(QueryError, match="did you mean AFIB"):
+    with pytest.raises(QueryError, match="did you mean .*AFIB"):
         Predictor(bundle, corpus, heads=heads).predict(synthetic_ecg(), options=PredictionOptions(labels=("AFBI",)))
     with Corpus.create(tmp_path / "other", "0" * 64) as other, pytest.raises(FingerprintMismatchError, match="corpus"):
         Predictor(bundle, other, heads=heads)
