@@ -18,7 +18,6 @@ from mmecg_pb.v1 import (
     embedding_service_pb2_grpc,
     info_service_pb2,
     info_service_pb2_grpc,
-    label_mining_service_pb2,
     label_mining_service_pb2_grpc,
     search_service_pb2,
     search_service_pb2_grpc,
@@ -29,6 +28,7 @@ from mmecg.client import requests
 from mmecg.client.channel import ChannelOptions, check_size, credentials
 from mmecg.client.label_messages import parse_mined_report
 from mmecg.client.messages import parse_study, render_ecg, render_study, render_vitals
+from mmecg.client.mine_stream import MineStream
 from mmecg.client.requests import EcgLike, Outcome, SearchArguments, SearchOptions, ServerInfo, as_ecg
 from mmecg.client.retry import pause_for
 from mmecg.client.status import parse_rpc_error
@@ -162,13 +162,8 @@ class AsyncClient:
         self, texts: Iterable[str] | AsyncIterable[str], *, language: str = "", vocabulary: str = ""
     ) -> AsyncIterator[Outcome[MinedReport]]:
         """Mine reports in bulk over one stream; outcomes come in the order of the texts."""
-
-        def render(text: str) -> Message:
-            return label_mining_service_pb2.MineLabelsStreamRequest(
-                request=requests.mine_request(text, None, language, vocabulary)
-            )
-
-        return self._stream(self._labels.MineLabelsStream, texts, render, requests.parse_mine_outcome)
+        stream = MineStream(language, vocabulary)
+        return self._stream(self._labels.MineLabelsStream, texts, stream.render, stream.parse)
 
     async def get_study(self, study_id: str, *, with_signal: bool = True) -> Study:
         """Return a study. Raises ``StudyNotFoundError``."""

@@ -17,7 +17,6 @@ from mmecg_pb.v1 import (
     embedding_service_pb2_grpc,
     info_service_pb2,
     info_service_pb2_grpc,
-    label_mining_service_pb2,
     label_mining_service_pb2_grpc,
     search_service_pb2,
     search_service_pb2_grpc,
@@ -28,6 +27,7 @@ from mmecg.client import requests
 from mmecg.client.channel import ChannelOptions, check_size, checked, credentials
 from mmecg.client.label_messages import parse_mined_report
 from mmecg.client.messages import parse_study, render_ecg, render_study, render_vitals
+from mmecg.client.mine_stream import MineStream
 from mmecg.client.requests import EcgLike, Outcome, SearchArguments, SearchOptions, ServerInfo, as_ecg
 from mmecg.client.retry import pause_for
 from mmecg.client.status import parse_rpc_error
@@ -181,13 +181,8 @@ class Client:
         self, texts: Iterable[str], *, language: str = "", vocabulary: str = ""
     ) -> Iterator[Outcome[MinedReport]]:
         """Mine reports in bulk over one stream; outcomes come in the order of the texts."""
-        items = (
-            label_mining_service_pb2.MineLabelsStreamRequest(
-                request=requests.mine_request(text, None, language, vocabulary)
-            )
-            for text in texts
-        )
-        return self._stream(self._labels.MineLabelsStream, items, requests.parse_mine_outcome)
+        stream = MineStream(language, vocabulary)
+        return self._stream(self._labels.MineLabelsStream, map(stream.render, texts), stream.parse)
 
     def get_study(self, study_id: str, *, with_signal: bool = True) -> Study:
         """Return a study. Raises ``StudyNotFoundError``."""

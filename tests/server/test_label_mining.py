@@ -81,10 +81,12 @@ def test_serial_statements_of_a_study_are_looked_up(client: Client, make_study):
 
 
 def test_a_stream_answers_every_item_in_its_place(client: Client):
-    texts = ["sinus rhythm", "bad \x00 text", "vorhofflimmern", ""]
+    texts = ["sinus rhythm", "bad \x00 text", "vorhofflimmern", "sinus \udcff rhythm", ""]
     outcomes = list(client.mine_labels_many(texts))
-    assert [outcome.item for outcome in outcomes] == [0, 1, 2, 3]
+    assert [outcome.item for outcome in outcomes] == [0, 1, 2, 3, 4]
     assert isinstance(outcomes[1].error, ReportError)
+    assert isinstance(outcomes[3].error, ReportError)
+    assert "surrogate" in str(outcomes[3].error)
     findings = [[one.finding for one in outcome.value.assertions] for outcome in outcomes if outcome.value]
     assert findings == [["SR"], ["AFIB"], []]
 
@@ -93,10 +95,12 @@ def test_the_async_client_mines_too(client: Client, address: str):
     async def ask():
         async with AsyncClient(address) as other:
             one = await other.mine_labels(TEXT)
-            return one, [outcome.value async for outcome in other.mine_labels_many([TEXT, TEXT])]
+            return one, [outcome async for outcome in other.mine_labels_many([TEXT, "\udcff", TEXT])]
 
     one, many = asyncio.run(ask())
-    assert [one, *many] == [client.mine_labels(TEXT)] * 3
+    expected = client.mine_labels(TEXT)
+    assert [one, *(outcome.value for outcome in many)] == [expected, expected, None, expected]
+    assert isinstance(many[1].error, ReportError)
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,9 @@ class MineLabelsRequest(_message.Message):
     language: _builtins.str
     """Language of the text: "de", "en" or "sv". Empty means: found out, sentence by sentence."""
     vocabulary: _builtins.str
-    """Code system of the labels: "scp", "snomed", "ecgfounder" or "ecg_fm". Empty means the findings' own identifiers."""
+    """Code system of the labels: "scp", "snomed", "ecgfounder" or "ecg_fm" (also "ecg-fm"). Empty means the findings' own
+    identifiers.
+    """
     def __init__(
         self,
         *,
@@ -281,8 +283,8 @@ class SerialResolution(_message.Message):
     verdict: Global___SerialVerdict.ValueType
     """Whether that study bears the statement out."""
     reason: _builtins.str
-    """Why it does not decide: "no_time", "no_prior", "not_known", "before_not_stated", "needs_measurement", "whole_ecg" or
-    "denied"; empty if it does.
+    """Why it does not decide: "no_time", "no_prior", "not_known", "before_not_stated", "needs_measurement", "whole_ecg",
+    "denied" or "doubted"; empty if it does.
     """
     now: _builtins.bool
     """What the statement says of the finding in the present ECG; unset if it leaves it open."""
