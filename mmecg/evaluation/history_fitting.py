@@ -33,14 +33,14 @@ class HistoryRecipe:
     seed : int
     """
 
-    steps: int = 800
+    steps: int = 600
     batch: int = 256
     hidden: int = 24
     learning_rate: float = 5e-3
     weight_decay: float = 1e-2
     departure_penalty: float = 0.1
     cross_penalty: float = 0.1
-    wrong: float = 0.25
+    wrong: float = 0.5
     seed: int = 0
 
 

@@ -13,10 +13,12 @@ Scores of a bundle on records that it was trained on flatter it, so two kinds of
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import cached_property
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from mmecg.datasets.splits import subject_groups
@@ -202,8 +204,9 @@ class Evidence:
 def fit_evidence(honest: HonestScores, rows: NDArray[np.int64], recipe: HistoryRecipe | None = None) -> Evidence:
     """Fit calibration, vote and history on some of the honest records.
 
-    The history head sees each record with a history four times, with the vote, without, with the earlier labels alone
-    and with the earlier embeddings alone; beside them histories of other patients (:attr:`HistoryRecipe.wrong`).
+    The history head sees each record with a history several times: with the vote, without, with the earlier labels
+    alone, with the earlier embeddings alone; and, so that there is more to learn from, records with the patient's
+    *later* studies as if they were earlier. Beside them histories of other patients (:attr:`HistoryRecipe.wrong`).
 
     Parameters
     ----------
@@ -217,21 +220,35 @@ def fit_evidence(honest: HonestScores, rows: NDArray[np.int64], recipe: HistoryR
     alone = calibration.apply(honest.logits)
     cohort = fit_cohort(alone[rows], honest.votes[rows], gold[rows])
     joined = cohort.apply(alone, honest.votes)
-    own = rows[[bool(honest.earlier[row]) for row in rows]]
+    own, mirrored = with_history(honest, rows), time_reversed(honest)
+    later = with_history(mirrored, rows)
     queries, others = strangers(honest, own)
     everything: dict[str, bool] = {}
     variants = [
-        (own, own, joined, everything),
-        (own, own, alone, everything),
-        (own, own, joined, {"embeddings": False}),
-        (own, own, joined, {"labels": False}),
-        (queries, others, joined, everything),
+        (honest, own, own, joined, everything),
+        (honest, own, own, alone, everything),
+        (honest, own, own, joined, {"embeddings": False}),
+        (honest, own, own, joined, {"labels": False}),
+        (mirrored, later, later, joined, everything),
+        (honest, queries, others, joined, everything),
     ]
     parts: list[HistoryPart] = []
-    for who, whose, scores, knobs in variants:
-        for at, tokens in _tokens(honest, who, whose, scores[who], **knobs):
+    for source, who, whose, scores, knobs in variants:
+        for at, tokens in _tokens(source, who, whose, scores[who], **knobs):
             parts.append(HistoryPart(tokens, scores[who[at]], gold[who[at]], who is whose))
     return Evidence(calibration, cohort, fit_history(parts, recipe))
+
+
+def with_history(honest: HonestScores, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return those of the rows that have an earlier study."""
+    return rows[[bool(honest.earlier[row]) for row in rows]]
+
+
+def time_reversed(honest: HonestScores) -> HonestScores:
+    """Return the records with time running backwards, for fitting alone: later studies become earlier ones."""
+    since = pl.col("acquired_at") - datetime(1970, 1, 1)
+    table = honest.data.table.with_columns(acquired_at=datetime(1970, 1, 1) - since)
+    return replace(honest, data=replace(honest.data, table=table))
 
 
 def strangers(
