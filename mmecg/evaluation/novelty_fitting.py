@@ -30,9 +30,13 @@ FALSE_ALARMS = 0.015
 FAR_FALSE_ALARMS = 0.005
 """The same for the distance; both together are 2 %."""
 
+VERSION_FALSE_ALARMS = 0.02
+"""The same for the distance of versions of ordinary recordings: some of a single lead, or a few seconds."""
+
 FAR_SLOPE = 6.0
 SHRINKAGE = 0.1
-HIDDEN, EPOCHS, BATCH, RATE, DECAY = 128, 12, 512, 2e-3, 1e-2
+HIDDEN, EPOCHS, RATE, DECAY = 128, 12, 2e-3, 1e-2
+BATCH, STEPS = 512, 50
 TEMPERATURES = np.geomspace(0.5, 4.0, 25)
 HELD_OUT = 5
 
@@ -200,7 +204,12 @@ def fit_detector(
     )
     ordinary = validation.name == ORDINARY
     detector = _tempered(detector, validation, _targets(validation, classes))
-    far_at = float(np.quantile(detector.log_distance(validation.summary[ordinary]), 1 - FAR_FALSE_ALARMS))
+    distance = detector.log_distance(validation.summary)
+    versions = np.char.startswith(validation.name, ORDINARY) & ~ordinary
+    far_at = max(
+        float(np.quantile(distance[rows], 1 - share))
+        for rows, share in ((ordinary, FAR_FALSE_ALARMS), (versions, VERSION_FALSE_ALARMS))
+    )
     logits = detector.logits(validation.features[ordinary], validation.summary[ordinary])
     novel = np.logaddexp.reduce(logits[:, 1:], axis=1) - logits[:, 0]
     bias = detector.bias.copy()
@@ -216,9 +225,9 @@ def _targets(data: NoveltyData, classes: tuple[str, ...]) -> NDArray[np.int64]:
 def _fit_distance(
     data: NoveltyData, mean: NDArray[np.float32], scale: NDArray[np.float32]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return centre and whitening of the summaries of ordinary recordings."""
+    """Return centre and whitening of the summaries of ordinary recordings and their versions."""
     first = data.features.shape[1]
-    summary = data.summary[data.name == ORDINARY]
+    summary = data.summary[np.char.startswith(data.name, ORDINARY)]
     inputs = standardise(summary, mean[first:], scale[first:], limit=2 * INPUT_LIMIT).astype(np.float64)
     centre = inputs.mean(axis=0)
     covariance = np.cov(inputs, rowvar=False)
@@ -238,13 +247,14 @@ def _fit_network(
             torch.nn.Dropout(0.2), torch.nn.Linear(HIDDEN, classes),
         )  # fmt: skip
         optimiser = torch.optim.AdamW(network.parameters(), RATE, weight_decay=DECAY)
-        steps = -(-len(inputs) // BATCH)
+        batch = min(BATCH, -(-len(inputs) // STEPS))  # of few recordings small ones, so that there are enough steps
+        steps = -(-len(inputs) // batch)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=EPOCHS * steps)
         x, y = torch.from_numpy(inputs), torch.from_numpy(targets)
         for epoch in range(EPOCHS):
             if progress:
                 progress("fitting the novelty detector", epoch, EPOCHS)
-            for rows in torch.split(torch.randperm(len(x)), BATCH):
+            for rows in torch.split(torch.randperm(len(x)), batch):
                 loss = cross_entropy(network(x[rows]), y[rows])
                 optimiser.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]

@@ -106,7 +106,7 @@ class NoveltyDetector:
         of_kind = np.stack([share[:, [kind == one for kind in kinds]].sum(axis=1) for one in known], axis=1)
         seen = of_kind.sum(axis=1)
         kind = [list(known)[best] for best in of_kind.argmax(axis=1)]
-        unknown = far > seen
+        unknown = (far > seen) & (seen < 0.5)
         return Novelty(
             1 - share[:, 0] * (1 - far), [UNKNOWN if new else one for one, new in zip(kind, unknown, strict=True)]
         )
