@@ -171,7 +171,7 @@ def _line_rows(part: Cases, system: str, columns: NDArray[np.int64], suffix: str
         fitted = np.isfinite(values[0])
         figure = mean_figure(values[0], values[1:], fitted)
         # A constant rate has no slope; calibrated in the large on its own fold, it has no intercept either.
-        others = {peer: float(np.nanmean(found[at][0])) for peer, found in baseline.items()}
+        others = {peer: _mean(found[at][0], np.isfinite(found[at][0])) for peer, found in baseline.items()}
         others |= {"prevalence": 0.0}
         median = float(np.median(values[0][fitted])) if fitted.any() else math.nan
         rows.append(
