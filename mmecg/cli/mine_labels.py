@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
 def _mine_table(args: argparse.Namespace, table: pl.LazyFrame, folder: Path) -> Summary:
     """Mine a table into parts in ``folder``, then put them together."""
     from mmecg.cli.output import progress
-    from mmecg.cli.report_table import text_columns_of
+    from mmecg.cli.report_table import check_not_repeated, text_columns_of
     from mmecg.labels.mining import LabelMiner
     from mmecg.labels.report_rows import check_columns
     from mmecg.labels.wide import wide_table
@@ -118,6 +118,7 @@ def _mine_table(args: argparse.Namespace, table: pl.LazyFrame, folder: Path) -> 
     text_columns = args.text_column or text_columns_of(list(schema))
     id_column = args.id_column or next((name for name in _ID_COLUMNS if name in schema), None)
     check_columns(schema, text_columns, id_column)
+    check_not_repeated(schema, [*text_columns, id_column] if id_column else text_columns)
     subjects = _subjects(args, table, schema, folder)
     typos = _find_typos(table, text_columns) if args.mend_typos else None
     miner = LabelMiner(typos=typos)
@@ -142,6 +143,7 @@ def _subjects(args: argparse.Namespace, table: pl.LazyFrame, schema: pl.Schema, 
     """Return row, subject and time of the table's rows, kept on disk; None if the table, or the task, has no such."""
     import polars as pl
 
+    from mmecg.cli.report_table import check_not_repeated
     from mmecg.errors import InvalidInputError
     from mmecg.labels.report_rows import check_columns
 
@@ -159,6 +161,7 @@ def _subjects(args: argparse.Namespace, table: pl.LazyFrame, schema: pl.Schema, 
         lacking = "--time-column" if subject else "--subject-column"
         raise InvalidInputError(f"{named[0]} came alone, expected subject and time of each row; add {lacking}")
     check_columns(schema, [subject, time], None)
+    check_not_repeated(schema, [subject, time])
     path = folder / "subjects.parquet"
     columns = (pl.col(subject).cast(pl.String, strict=False).alias("subject_id"), pl.col(time).alias("acquired_at"))
     table.select(columns).with_row_index("row").sink_parquet(path)

@@ -1,4 +1,4 @@
-"""``mmecg predict``: calibrated probabilities for an ECG, with the subject's history and similar studies as evidence."""
+"""``mmecg predict``: calibrated probabilities for an ECG, the subject's history and similar studies as evidence."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mmecg.bundle import Bundle
-    from mmecg.ecg import Ecg
     from mmecg.prediction.predictor import Predictor
     from mmecg.prediction.query import PredictionQuery
-    from mmecg.prediction.result import Prediction, Saliency
+    from mmecg.prediction.result import Prediction, PredictionOptions, Saliency
+    from mmecg.search import CorpusStore
     from mmecg.study import Study
 
 _EXAMPLES = """\
@@ -70,19 +70,23 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Predict, print, and draw."""
     from mmecg.bundle import load_bundle
-    from mmecg.cli.inputs import check_ecg_arguments, open_retriever_of
+    from mmecg.cli.inputs import check_ecg_arguments, open_retriever_of, parse_vitals, read_recording
     from mmecg.cli.output import check_png, note_quality, print_json, quality_as_json
     from mmecg.cli.prediction_output import prediction_as_json, print_prediction
     from mmecg.prediction.predictor import Predictor
+    from mmecg.prediction.query import PredictionQuery
 
     check_ecg_arguments(args, [args.ecg] if args.ecg else [])
     if args.plot is not None:
         check_png(args.plot)
-    options = _options(args)
+    options, as_of = _options(args), _parse_time(args.as_of) if args.as_of else None
+    recording = read_recording(args.ecg, args) if args.ecg else None
+    vitals = parse_vitals(args.vitals) if args.vitals else None
     bundle = load_bundle(args.bundle)
     with open_retriever_of(bundle, args.corpus) as retriever:
         predictor = Predictor(bundle, retriever.corpus)
-        query = _query(args, predictor, options)
+        study = recording or _study(args, retriever.corpus)
+        query = PredictionQuery(study=study, subject_id=args.subject_id, as_of=as_of, vitals=vitals, options=options)
         found = predictor.predict_many([query])[0]
         maps = _explain(args, predictor, query, found)
         before = _earlier_ecg(predictor, found) if args.plot is not None else None
@@ -97,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _options(args: argparse.Namespace) -> Any:
+def _options(args: argparse.Namespace) -> PredictionOptions:
     from mmecg.cli.inputs import parse_pairs
     from mmecg.errors import QueryError
     from mmecg.prediction.result import PredictionOptions
@@ -119,26 +123,13 @@ def _options(args: argparse.Namespace) -> Any:
     )
 
 
-def _query(args: argparse.Namespace, predictor: Predictor, options: Any) -> PredictionQuery:
-    from mmecg.cli.inputs import parse_vitals, read_recording
+def _study(args: argparse.Namespace, corpus: CorpusStore) -> Study:
     from mmecg.errors import QueryError
-    from mmecg.prediction.query import PredictionQuery
 
-    study: Study | Ecg
-    if args.study_id is not None:
-        assert predictor.corpus is not None  # noqa: S101 - run opened it
-        study = predictor.corpus.get([args.study_id])[0]
-        if args.subject_id not in (None, study.subject_id):
-            raise QueryError("--subject is not the subject of --study-id, expected one of them; leave it out")
-    else:
-        study = read_recording(args.ecg, args)
-    return PredictionQuery(
-        study=study,
-        subject_id=args.subject_id,
-        as_of=_parse_time(args.as_of) if args.as_of else None,
-        vitals=parse_vitals(args.vitals) if args.vitals else None,
-        options=options,
-    )
+    study = corpus.get([args.study_id])[0]
+    if args.subject_id not in (None, study.subject_id):
+        raise QueryError("--subject is not the subject of --study-id, expected one of them; leave it out")
+    return study
 
 
 def _parse_time(text: str) -> datetime:

@@ -7,7 +7,7 @@ import codecs
 import gzip
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -119,6 +119,20 @@ def text_columns_of(columns: list[str]) -> list[str]:
             advice = f"name what separates the columns with --separator {separator}"
         raise InvalidInputError(f"table has no column report or report_0, found {known}; {advice}", field="column")
     return [numbered[number] for number in sorted(numbered)]
+
+
+def check_not_repeated(columns: Iterable[str], names: Iterable[str]) -> None:
+    """Refuse columns whose name the head of a CSV file has more than once. Raises ``InvalidInputError``."""
+    from mmecg.errors import InvalidInputError
+
+    known = set(columns)
+    for name in names:
+        if f"{name}_duplicated_0" in known:  # what polars calls the second one
+            raise InvalidInputError(
+                f"table has more than one column {name[:40]!r}, expected one; rename them "
+                "(several texts: report_0, report_1, …)",
+                field="column",
+            )
 
 
 def _encoding(text: str) -> str:

@@ -280,7 +280,7 @@ def test_no_time_means_no_history(predictor: Predictor) -> None:
 
 
 def test_refusals(bundle: Bundle, heads: PredictionHeads, corpus: Corpus, tmp_path) -> None:
-    with pytest.raises(QueryError, match="did you mean .*AFIB"):
+    with pytest.raises(QueryError, match=r"did you mean .*AFIB"):
         Predictor(bundle, corpus, heads=heads).predict(synthetic_ecg(), options=PredictionOptions(labels=("AFBI",)))
     with Corpus.create(tmp_path / "other", "0" * 64) as other, pytest.raises(FingerprintMismatchError, match="corpus"):
         Predictor(bundle, other, heads=heads)

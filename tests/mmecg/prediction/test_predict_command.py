@@ -1,0 +1,139 @@
+"""``mmecg predict`` with the real tower, heads drawn at random, and a corpus in which Anna has a history."""
+
+import json
+import shutil
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mmecg_index.corpus import Corpus
+
+from mmecg.assets import DEFAULT_BUNDLE
+from mmecg.bundle import Bundle, load_bundle
+from mmecg.cli import main
+from mmecg.datasets.synthetic import synthetic_ecg
+from mmecg.ecg import LEADS
+from mmecg.prediction.compare import changed_leads, find_beats
+from mmecg.prediction.heads import PredictionHeads, write_heads
+from mmecg.retriever import Retriever
+from mmecg.study import Study
+from mmecg.vitals import Vitals
+
+START = datetime(2000, 1, 1)
+
+
+@pytest.fixture(scope="module")
+def folder(bundle: Bundle, heads: PredictionHeads, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with heads, a corpus, and a recording that is in neither."""
+    root = tmp_path_factory.mktemp("predict")
+    shutil.copytree(DEFAULT_BUNDLE, root / "bundle")
+    write_heads(load_bundle(root / "bundle"), heads)
+    studies = [
+        Study(
+            study_id=f"s{number}",
+            subject_id="anna" if number < 3 else f"p{number}",
+            acquired_at=START + timedelta(days=number),
+            ecg=synthetic_ecg(seed=number, rhythm="atrial_fibrillation" if number % 2 else "sinus"),
+            labels={"AFIB": 100.0} if number % 2 else {"SR": 0.0, "NORM": 80.0},
+            vitals=Vitals(age_years=60),
+        )
+        for number in range(30)
+    ]
+    with Corpus.create(root / "corpus", bundle.fingerprint) as corpus:
+        Retriever(bundle.encoder, corpus).ingest(studies)
+    np.savez(root / "now.npz", signal=synthetic_ecg(seed=77).signal, sampling_rate_hz=100.0, leads=LEADS)
+    return root
+
+
+@pytest.fixture
+def predict(folder: Path, capsys: pytest.CaptureFixture[str]):
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        where = ["--bundle", folder / "bundle", "--corpus", folder / "corpus"]
+        code = main(["predict", *(str(one) for one in [*where, *arguments])])
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return run
+
+
+def test_json_of_a_bare_ecg_with_a_history(predict, folder: Path) -> None:
+    now = ("--ecg", folder / "now.npz", "--subject", "anna", "--as-of", "2000-01-02T12:00")
+    code, out, err = predict(*now, "--labels", "superclass,AFIB", "--explain", "AFIB", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert [one["label"] for one in found["labels"]][-1] == "AFIB"
+    assert len(found["labels"]) == 6
+    assert [one["study_id"] for one in found["priors"]] == ["s1", "s0"]
+    assert found["as_of"] == "2000-01-02T12:00:00"
+    assert len(found["neighbours"]) == 10
+    (saliency,) = found["saliency"]
+    assert sum(saliency["lead_shares"].values()) == pytest.approx(1, abs=1e-4)
+
+
+def test_table_of_a_study_of_the_corpus(predict) -> None:
+    code, out, err = predict("--study-id", "s2", "--labels", "all")
+    assert code == 0, err
+    for word in (
+        "Prediction as of 2000-01-03",
+        "atrial fibrillation",
+        "Earlier studies that were used (2 of 2)",
+        "vote",
+    ):
+        assert word in out
+    assert "age_years" in err
+    code, out, err = predict("--study-id", "s9", "--no-cohort")
+    assert code == 0
+    assert "no_history: the subject has no study before as_of" in err
+    assert "Earlier studies" not in out
+    assert "labels are absent or below 10%" in err
+
+
+def test_plot_shows_both_ecgs(predict, folder: Path, tmp_path: Path) -> None:
+    code, _, err = predict(
+        "--study-id", "s2", "--plot", tmp_path / "now.png", "--method", "occlusion", "--labels", "AFIB"
+    )
+    assert code == 0, err
+    assert (tmp_path / "now.png").read_bytes().startswith(b"\x89PNG")
+    code, out, _ = predict("--ecg", folder / "now.npz", "--plot", tmp_path / "alone.png", "--json", "--no-history")
+    assert code == 0
+    assert len(json.loads(out)["saliency"]) == 1
+    assert (tmp_path / "alone.png").stat().st_size < (tmp_path / "now.png").stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--labels", "AFBI"], "no trained head"),
+        (["--as-of", "tomorrow"], "ISO 8601"),
+        (["--level", "0.3"], "level"),
+        (["--prevalence", "AFIB=often"], "not a number"),
+        (["--prevalence", "AFIB=2"], "above 0 and below 1"),
+        (["--plot", "plot.txt"], "expected .png"),
+        (["--explain", "nothing"], "no trained head"),
+    ],
+)
+def test_bad_input_is_one_line(predict, folder: Path, arguments: list[str], message: str) -> None:
+    code, out, err = predict("--ecg", folder / "now.npz", *arguments)
+    assert (code, out) == (2, "")
+    assert message in err.splitlines()[-1]
+
+
+def test_subject_of_another_study_is_refused(predict) -> None:
+    code, _, err = predict("--study-id", "s2", "--subject", "bert")
+    assert code == 2
+    assert "not the subject" in err
+
+
+def test_beats_and_changed_leads() -> None:
+    now = synthetic_ecg(seed=1, heart_rate_bpm=60)
+    assert len(find_beats(now.signal)) in (9, 10, 11)
+    assert changed_leads(now, synthetic_ecg(seed=2, heart_rate_bpm=75)) == {}
+    signal = now.signal.copy()
+    signal[7] = -signal[7]
+    assert list(changed_leads(now, type(now)(signal, 100.0, now.lead_mask.copy()))) == ["V2"]
+    flat = type(now)(
+        np.where(np.arange(12)[:, None] == 0, 1e-6, 0 * signal).astype(np.float32), 100.0, now.lead_mask.copy()
+    )
+    assert changed_leads(now, flat.select_leads(["I"])) == {}
