@@ -215,7 +215,7 @@ def render_page(cases: Sequence[Case], *, title: str, names: Mapping[str, str]) 
 <meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head>
 <body><h1>{html.escape(title)}</h1>
-<p class="note">Most doubtful first. Marked: <mark class="finding own">words on this label</mark>
+<p class="note">Most doubtful first, coding habits last. Marked: <mark class="finding own">words on this label</mark>
 <mark class="finding">words on other findings</mark> <mark class="cue">words that qualify</mark>.
 Bars: how probable the label is by all words of the report (as its data set codes, so also where the label itself is not
 mentioned), by the ECG alone, and by both. Research software, not a medical device.</p>

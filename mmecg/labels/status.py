@@ -165,7 +165,7 @@ class Resolver:
         """Return the findings of a mention; a base takes the most specific compositions of its qualifiers."""
         if mention.role.kind is Kind.FINDING:
             rule = self.rules.finding[mention.role.index]
-            others = rule.gives if rule.status == Status.ALTERNATIVE else ()
+            others = rule.gives if rule.status == "alternative" else ()
             return [_Part(name, [mention.at], others) for name in rule.gives]
         base = self.rules.base[mention.role.index]
         left = {(kind, value): at for at, kind, value in reversed(mention.qualifiers)}

@@ -262,6 +262,9 @@ BAD_FILES = {
     "fake.parquet": (b"PAR1 this is none", "cannot be read"),
     "ragged.csv": (b"study_id,report\n1,a,b,c,d\n", "text with commas but without quotation marks"),
     "columns.csv": (b"a,b\n1,2\n", "found a, b; name the text with --text-column"),
+    "two_reports.csv": (b"study_id,report,report\n1,a,b\n", "more than one column 'report', expected one; rename them"),
+    "two_ids.csv": (b"study_id,study_id,report\n1,2,a\n", "more than one column 'study_id'"),
+    "two_parts.csv": (b"report_0,report_1,report_1\n1,2,a\n", "more than one column 'report_1'"),
 }
 
 
@@ -297,6 +300,12 @@ def test_bad_arguments(run, reports, tmp_path, monkeypatch, more, message):
     outcome = run("mine-labels", reports, "--out", tmp_path / "out.parquet", *more)
     assert outcome.code == 2
     assert message in outcome.error
+
+
+def test_columns_that_are_not_read_may_share_a_name(run, tmp_path):
+    path = tmp_path / "reports.csv"
+    path.write_text("study_id,report,note,note,,\n1,sinus rhythm,a,b,,\n")
+    assert run("mine-labels", path, "--out", tmp_path / "out.parquet").code == 0
 
 
 def test_nothing_is_overwritten(run, reports, tmp_path):

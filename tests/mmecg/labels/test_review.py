@@ -156,6 +156,7 @@ def test_the_page_says_how_the_text_speaks_of_the_label() -> None:
     page = render_page([Case(entry, HOSTILE, said, b"")], title="t", names={})
     assert re.findall("<li>.*?</li>", page) == ["<li>“LVH”: <b>possible</b> <small>en/LVH/0 en/possible</small></li>"]
     assert "the report mentions it, the ECG says no" in page
-    assert "coding habit" in page
+    assert "coding habit: all words of the report" in page
+    assert "Most doubtful first, coding habits last." in page
     hostile = render_page([Case({**entry, "label": "AFIB"}, HOSTILE, said, b"")], title="t", names={})
     assert "<li>“&lt;script&gt;”" in hostile
