@@ -73,6 +73,17 @@ class HonestScores:
         """Rows of the same patient's earlier records, oldest first."""
         return priors_of(self.data)
 
+    def take(self, rows: NDArray[np.integer]) -> HonestScores:
+        """Return some of the records."""
+        return HonestScores(
+            self.data.take(rows),
+            self.logits[rows],
+            self.votes[rows],
+            self.age_error[rows],
+            self.part[rows],
+            self.readers,
+        )
+
 
 def honest_scores(parts: Sequence[tuple[PredictionData, Sequence[int]]]) -> HonestScores:
     """Score every record by the first bundle that left its fold out.
@@ -202,7 +213,7 @@ class Evidence:
 
 
 def fit_evidence(honest: HonestScores, rows: NDArray[np.int64], recipe: HistoryRecipe | None = None) -> Evidence:
-    """Fit calibration, vote and history on some of the honest records.
+    """Fit calibration, vote and history on some of the honest records, as if there were no others.
 
     The history head sees each record with a history several times: with the vote, without, with the earlier labels
     alone, with the earlier embeddings alone; and, so that there is more to learn from, records with the patient's
@@ -215,13 +226,14 @@ def fit_evidence(honest: HonestScores, rows: NDArray[np.int64], recipe: HistoryR
         Whole patients.
     recipe : HistoryRecipe, optional
     """
+    honest = honest.take(rows)
+    mirrored = time_reversed(honest)
     gold = honest.data.gold
-    calibration = fit_logit_map(honest.logits[rows], gold[rows])
+    calibration = fit_logit_map(honest.logits, gold)
     alone = calibration.apply(honest.logits)
-    cohort = fit_cohort(alone[rows], honest.votes[rows], gold[rows])
+    cohort = fit_cohort(alone, honest.votes, gold)
     joined = cohort.apply(alone, honest.votes)
-    own, mirrored = with_history(honest, rows), time_reversed(honest)
-    later = with_history(mirrored, rows)
+    own, later = with_history(honest), with_history(mirrored)
     queries, others = strangers(honest, own)
     everything: dict[str, bool] = {}
     variants = [
@@ -239,9 +251,9 @@ def fit_evidence(honest: HonestScores, rows: NDArray[np.int64], recipe: HistoryR
     return Evidence(calibration, cohort, fit_history(parts, recipe))
 
 
-def with_history(honest: HonestScores, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return those of the rows that have an earlier study."""
-    return rows[[bool(honest.earlier[row]) for row in rows]]
+def with_history(honest: HonestScores) -> NDArray[np.int64]:
+    """Return the rows of the records that have an earlier study."""
+    return np.flatnonzero([bool(earlier) for earlier in honest.earlier])
 
 
 def time_reversed(honest: HonestScores) -> HonestScores:

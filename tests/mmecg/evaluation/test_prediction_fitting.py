@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from datetime import datetime, timedelta
 
 import numpy as np
@@ -100,6 +101,19 @@ def test_history_helps_unless_it_is_a_strangers(honest: HonestScores) -> None:
         truth = honest.data.gold[queries[at]]
         harm += (auroc(truth, base) - auroc(truth, after)).mean() / 2
     assert harm < gain / 3
+
+
+def test_nothing_but_the_rows_is_learnt_from(honest: HonestScores) -> None:
+    rows = np.flatnonzero(np.arange(len(honest.data)) % STUDIES < 2)  # the last study of each patient is kept out
+    gold = honest.data.gold.copy()
+    gold[2::STUDIES] ^= True
+    changed = dataclasses.replace(honest, data=dataclasses.replace(honest.data, gold=gold))
+    recipe = HistoryRecipe(steps=3, batch=8, hidden=2)
+    first, second = (fit_evidence(one, rows, recipe) for one in (honest, changed))
+    for name, value in vars(first.history).items():
+        np.testing.assert_array_equal(getattr(second.history, name), value, err_msg=name)
+    np.testing.assert_array_equal(first.cohort.weight, second.cohort.weight)
+    np.testing.assert_array_equal(first.calibration.offset, second.calibration.offset)
 
 
 def test_strangers_share_the_bundle_and_not_the_patient(honest: HonestScores) -> None:
