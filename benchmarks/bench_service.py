@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import numpy as np
 from mmecg_pb.v1.search_service_pb2 import SearchRequest
 from mmecg_server import convert
-from mmecg_server.__main__ import open_retriever
+from mmecg_server.__main__ import open_bundle, open_retriever
 
 from mmecg.client import Client
 from mmecg.client.requests import search_request
@@ -180,7 +180,8 @@ def main() -> None:
     options = parser.parse_args()
     process, port = start_server()
     try:
-        with open_retriever(ServerConfig(torch_threads=os.cpu_count() or 1)) as retriever:
+        config = ServerConfig(torch_threads=os.cpu_count() or 1)
+        with open_retriever(config, open_bundle(config).encoder) as retriever:
             rows = run(retriever, f"127.0.0.1:{port}", options)
     finally:
         process.terminate()

@@ -18,6 +18,7 @@ from mmecg_pb.v1 import (
     embedding_service_pb2,
     info_service_pb2,
     label_mining_service_pb2,
+    prediction_service_pb2,
     search_service_pb2,
 )
 
@@ -26,7 +27,14 @@ from mmecg.config import ServerConfig
 from mmecg.search import Filter
 
 ROOT = Path(__file__).parents[1]
-PROTOS = (corpus_service_pb2, embedding_service_pb2, info_service_pb2, label_mining_service_pb2, search_service_pb2)
+PROTOS = (
+    corpus_service_pb2,
+    embedding_service_pb2,
+    info_service_pb2,
+    label_mining_service_pb2,
+    prediction_service_pb2,
+    search_service_pb2,
+)
 READMES = sorted(path for path in ROOT.glob("**/README.md") if ".venv" not in path.parts and "assets" not in path.parts)
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 

@@ -19,21 +19,27 @@ from mmecg_pb.v1 import (
     info_service_pb2,
     info_service_pb2_grpc,
     label_mining_service_pb2_grpc,
+    prediction_service_pb2,
+    prediction_service_pb2_grpc,
     search_service_pb2,
     search_service_pb2_grpc,
 )
 from numpy.typing import NDArray
 
-from mmecg.client import requests
+from mmecg.client import prediction_requests, requests
 from mmecg.client.channel import ChannelOptions, check_size, credentials
 from mmecg.client.label_messages import parse_mined_report
 from mmecg.client.messages import parse_study, render_ecg, render_study, render_vitals
 from mmecg.client.mine_stream import MineStream
+from mmecg.client.prediction_messages import parse_prediction, parse_saliency, render_prediction_query
+from mmecg.client.prediction_requests import ExplainArguments, PredictArguments, Source
 from mmecg.client.requests import EcgLike, Outcome, SearchArguments, SearchOptions, ServerInfo, as_ecg
 from mmecg.client.retry import pause_for
 from mmecg.client.status import parse_rpc_error
 from mmecg.client.window import AsyncWindow, as_async
 from mmecg.labels.assertion import MinedReport
+from mmecg.prediction.query import PredictionQuery
+from mmecg.prediction.result import Prediction, Saliency
 from mmecg.retriever import Query
 from mmecg.search import CorpusStats, SearchResult
 from mmecg.study import Study
@@ -68,6 +74,7 @@ class AsyncClient:
         self._search = search_service_pb2_grpc.SearchServiceStub(self._channel)
         self._corpus = corpus_service_pb2_grpc.CorpusServiceStub(self._channel)
         self._labels = label_mining_service_pb2_grpc.LabelMiningServiceStub(self._channel)
+        self._prediction = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
         self._info = info_service_pb2_grpc.InfoServiceStub(self._channel)
 
     async def __aenter__(self) -> AsyncClient:
@@ -164,6 +171,28 @@ class AsyncClient:
         """Mine reports in bulk over one stream; outcomes come in the order of the texts."""
         stream = MineStream(language, vocabulary)
         return self._stream(self._labels.MineLabelsStream, texts, stream.render, stream.parse)
+
+    async def predict(self, study: Source | None = None, **arguments: Unpack[PredictArguments]) -> Prediction:
+        """Predict a study; see :meth:`mmecg.client.Client.predict`."""
+        request = prediction_requests.predict_request(study, arguments)
+        return parse_prediction(await self._call(self._prediction.Predict, request))
+
+    def predict_many(
+        self, queries: Iterable[PredictionQuery] | AsyncIterable[PredictionQuery]
+    ) -> AsyncIterator[Outcome[Prediction]]:
+        """Predict in bulk over one stream; outcomes come in the order of the queries."""
+
+        def render(query: PredictionQuery) -> Message:
+            return prediction_service_pb2.PredictStreamRequest(request=render_prediction_query(query))
+
+        return self._stream(self._prediction.PredictStream, queries, render, prediction_requests.parse_predict_outcome)
+
+    async def explain(
+        self, study: Source | None = None, *, label: str, **arguments: Unpack[ExplainArguments]
+    ) -> Saliency:
+        """Say which moments of which leads speak for a label; see :meth:`mmecg.client.Client.explain`."""
+        request = prediction_requests.explain_request(study, label, arguments)
+        return parse_saliency(await self._call(self._prediction.ExplainPrediction, request))
 
     async def get_study(self, study_id: str, *, with_signal: bool = True) -> Study:
         """Return a study. Raises ``StudyNotFoundError``."""

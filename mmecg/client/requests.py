@@ -191,7 +191,7 @@ def query_of(arguments: SearchArguments) -> Query:
     TypeError
         An argument is unknown.
     """
-    _check_names(arguments, SearchOptions.__optional_keys__ | SearchArguments.__optional_keys__)
+    check_names(arguments, SearchOptions.__optional_keys__ | SearchArguments.__optional_keys__, "search")
     ecg = arguments.get("ecg")
     if ecg is not None:
         ecg = as_ecg(
@@ -214,7 +214,7 @@ def query_of(arguments: SearchArguments) -> Query:
 
 def check_options(options: SearchOptions) -> SearchOptions:
     """Return the options of a bulk search. Raises ``TypeError`` for an unknown one: ignored, it would widen it."""
-    _check_names(options, SearchOptions.__optional_keys__)
+    check_names(options, SearchOptions.__optional_keys__, "search")
     return options
 
 
@@ -310,37 +310,40 @@ def parse_stats(response: corpus_service_pb2.GetStatsResponse) -> CorpusStats:
 
 def parse_embed_outcome(item: int, response: embedding_service_pb2.EmbedStreamResponse) -> Outcome[NDArray[np.float32]]:
     """Return the outcome of one item of EmbedStream."""
-    error = _error_of(response)
+    error = error_of(response)
     return Outcome(item, None if error else np.asarray(response.embedding.values, np.float32), error)
 
 
 def parse_search_outcome(item: int, response: search_service_pb2.SearchStreamResponse) -> Outcome[SearchResult]:
     """Return the outcome of one item of SearchStream."""
-    error = _error_of(response)
+    error = error_of(response)
     return Outcome(item, None if error else parse_search(response.response), error)
 
 
 def parse_upsert_outcome(item: int, response: corpus_service_pb2.UpsertStudiesResponse) -> Outcome[int]:
     """Return the outcome of one item of UpsertStudies: the sequence number of its commit."""
-    error = _error_of(response)
+    error = error_of(response)
     return Outcome(item, None if error else response.sequence, error)
 
 
 def parse_mine_outcome(item: int, response: label_mining_service_pb2.MineLabelsStreamResponse) -> Outcome[MinedReport]:
     """Return the outcome of one item of MineLabelsStream."""
-    error = _error_of(response)
+    error = error_of(response)
     return Outcome(item, None if error else parse_mined_report(response.response), error)
 
 
-def _check_names(given: Mapping[str, object], known: frozenset[str]) -> None:
+def check_names(given: Mapping[str, object], known: frozenset[str], method: str) -> None:
+    """Refuse an argument that a method does not know. Raises ``TypeError``."""
     for name in given:
         if name not in known:
-            near = [_OTHER_NAMES[name]] if name in _OTHER_NAMES else difflib.get_close_matches(name, known, n=1)
+            other = _OTHER_NAMES.get(name)
+            near = [other] if other in known else difflib.get_close_matches(name, known, n=1)
             advice = f"did you mean {near[0]}?" if near else f"expected some of {', '.join(sorted(known))}"
-            raise TypeError(f"search got an unknown argument {name[:40]!r}; {advice}")
+            raise TypeError(f"{method} got an unknown argument {name[:40]!r}; {advice}")
 
 
-def _error_of(response: Any) -> Exception | None:
+def error_of(response: Any) -> Exception | None:
+    """Return the error of one answer of a stream; None if it has a result."""
     status: status_pb2.Status = response.status
     return parse_status(status) if response.WhichOneof("result") == "status" else None
 

@@ -18,21 +18,27 @@ from mmecg_pb.v1 import (
     info_service_pb2,
     info_service_pb2_grpc,
     label_mining_service_pb2_grpc,
+    prediction_service_pb2,
+    prediction_service_pb2_grpc,
     search_service_pb2,
     search_service_pb2_grpc,
 )
 from numpy.typing import NDArray
 
-from mmecg.client import requests
+from mmecg.client import prediction_requests, requests
 from mmecg.client.channel import ChannelOptions, check_size, checked, credentials
 from mmecg.client.label_messages import parse_mined_report
 from mmecg.client.messages import parse_study, render_ecg, render_study, render_vitals
 from mmecg.client.mine_stream import MineStream
+from mmecg.client.prediction_messages import parse_prediction, parse_saliency, render_prediction_query
+from mmecg.client.prediction_requests import ExplainArguments, PredictArguments, Source
 from mmecg.client.requests import EcgLike, Outcome, SearchArguments, SearchOptions, ServerInfo, as_ecg
 from mmecg.client.retry import pause_for
 from mmecg.client.status import parse_rpc_error
 from mmecg.client.window import Window
 from mmecg.labels.assertion import MinedReport
+from mmecg.prediction.query import PredictionQuery
+from mmecg.prediction.result import Prediction, Saliency
 from mmecg.retriever import Query
 from mmecg.search import CorpusStats, SearchResult
 from mmecg.study import Study
@@ -72,6 +78,7 @@ class Client:
         self._search = search_service_pb2_grpc.SearchServiceStub(self._channel)
         self._corpus = corpus_service_pb2_grpc.CorpusServiceStub(self._channel)
         self._labels = label_mining_service_pb2_grpc.LabelMiningServiceStub(self._channel)
+        self._prediction = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
         self._info = info_service_pb2_grpc.InfoServiceStub(self._channel)
 
     def __enter__(self) -> Client:
@@ -183,6 +190,40 @@ class Client:
         """Mine reports in bulk over one stream; outcomes come in the order of the texts."""
         stream = MineStream(language, vocabulary)
         return self._stream(self._labels.MineLabelsStream, map(stream.render, texts), stream.parse)
+
+    def predict(self, study: Source | None = None, **arguments: Unpack[PredictArguments]) -> Prediction:
+        """Predict a study from its ECG, the subject's earlier studies, and similar studies of others.
+
+        Parameters
+        ----------
+        study : Study, or anything that :func:`as_ecg` takes, optional
+            With ``leads``, ``sampling_rate_hz`` and ``unit`` beside an array.
+        **arguments
+            ``study_id`` of a study of the corpus instead; ``subject_id``, ``as_of``, ``extra_history``, ``vitals`` and
+            ``options`` as in :class:`mmecg.prediction.query.PredictionQuery`. An unknown name is a ``TypeError``.
+        """
+        request = prediction_requests.predict_request(study, arguments)
+        return parse_prediction(self._call(self._prediction.Predict, request))
+
+    def predict_many(self, queries: Iterable[PredictionQuery]) -> Iterator[Outcome[Prediction]]:
+        """Predict in bulk over one stream; outcomes come in the order of the queries."""
+        items = (prediction_service_pb2.PredictStreamRequest(request=render_prediction_query(one)) for one in queries)
+        return self._stream(self._prediction.PredictStream, items, prediction_requests.parse_predict_outcome)
+
+    def explain(self, study: Source | None = None, *, label: str, **arguments: Unpack[ExplainArguments]) -> Saliency:
+        """Say which moments of which leads speak for a label.
+
+        Parameters
+        ----------
+        study : Study, or anything that :func:`as_ecg` takes, optional
+            As for :meth:`predict`.
+        label : str
+        **arguments
+            ``study_id`` of a study of the corpus instead; ``method``, ``"integrated_gradients"`` (default) or
+            ``"occlusion"``; ``values_per_s`` of each lead (25). An unknown name is a ``TypeError``.
+        """
+        request = prediction_requests.explain_request(study, label, arguments)
+        return parse_saliency(self._call(self._prediction.ExplainPrediction, request))
 
     def get_study(self, study_id: str, *, with_signal: bool = True) -> Study:
         """Return a study. Raises ``StudyNotFoundError``."""

@@ -15,21 +15,30 @@ import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
 import mmecg
 from mmecg.assets import DEMO_CORPUS
+from mmecg.bundle import Bundle, load_bundle
 from mmecg.config import Precision, ServerConfig, effective_config, load_config
 from mmecg.datasets.parquet import read_studies
 from mmecg.ecg import Ecg
+from mmecg.embedding import Encoder
 from mmecg.errors import ConfigError, MmecgError
 from mmecg.labels.report_miner import ReportMiner
+from mmecg.report import Report
 from mmecg.retriever import Query, Retriever
+from mmecg.search import CorpusStore
+from mmecg.study import Study
 from mmecg_server.interceptors import log, set_up_logging
 from mmecg_server.server import Server
+
+if TYPE_CHECKING:
+    from mmecg.prediction.predictor import Predictor
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,10 +75,13 @@ def run(config: ServerConfig, stop: threading.Event) -> int:
     log("starting", version=mmecg.__version__, config=effective_config(config))
     with Server(config) as server:
         log("listening", host=config.host, port=server.port)
-        with open_retriever(config) as retriever:
+        bundle = open_bundle(config)
+        with open_retriever(config, bundle.encoder) as retriever:
             if not stop.is_set():
-                warm_up(retriever)
-                server.serve(retriever, ReportMiner())
+                miner = ReportMiner()
+                predictor = open_predictor(bundle, retriever.corpus, miner)
+                warm_up(retriever, predictor)
+                server.serve(retriever, miner, predictor)
                 stats = retriever.corpus.stats()
                 log("serving", port=server.port, fingerprint=stats.fingerprint, studies=stats.studies)
                 stop.wait()
@@ -78,22 +90,31 @@ def run(config: ServerConfig, stop: threading.Event) -> int:
     return 0
 
 
+def open_bundle(config: ServerConfig) -> Bundle:
+    """Load the bundle, and say how many threads it may use.
+
+    Raises
+    ------
+    BundleError
+        It cannot be used.
+    """
+    import torch
+
+    torch.set_num_threads(config.torch_threads or max(1, (os.cpu_count() or 1) // 2))
+    return load_bundle(config.bundle, precision=config.precision)
+
+
 @contextmanager
-def open_retriever(config: ServerConfig) -> Iterator[Retriever]:
-    """Load the bundle, open the corpus, and close it at the end.
+def open_retriever(config: ServerConfig, encoder: Encoder) -> Iterator[Retriever]:
+    """Open the corpus, and close it at the end.
 
     Raises
     ------
     ArtifactError
-        Bundle or corpus cannot be used, or they do not share an embedding space.
+        The corpus cannot be used, or is of another embedding space.
     """
-    import torch
     from mmecg_index.corpus import Corpus
 
-    from mmecg.bundle import load_bundle
-
-    torch.set_num_threads(config.torch_threads or max(1, (os.cpu_count() or 1) // 2))
-    encoder = load_bundle(config.bundle, precision=config.precision).encoder
     with tempfile.TemporaryDirectory(prefix="mmecg-demo-") as folder:
         path = config.corpus or Path(folder) / "corpus"
         is_new = not path.exists() or (path.is_dir() and not any(path.iterdir()))
@@ -108,10 +129,32 @@ def open_retriever(config: ServerConfig) -> Iterator[Retriever]:
             corpus.close()
 
 
-def warm_up(retriever: Retriever) -> None:
-    """Encode and search once, so that the first caller does not pay for what libraries set up lazily."""
+def open_predictor(bundle: Bundle, corpus: CorpusStore, miner: ReportMiner) -> Predictor | None:
+    """Read the prediction heads; None if the bundle has none, which leaves the other services as they are.
+
+    Raises
+    ------
+    ArtifactError
+        The heads are damaged or of another bundle.
+    """
+    from mmecg.prediction.heads import HEADS_FILE
+    from mmecg.prediction.predictor import Predictor
+
+    if not (bundle.path / HEADS_FILE).is_file():
+        log("no_prediction_heads", level=logging.WARNING)
+        return None
+    return Predictor(bundle, corpus, miner=miner)
+
+
+def warm_up(retriever: Retriever, predictor: Predictor | None = None) -> None:
+    """Encode, search and predict once, so that the first caller does not pay for what libraries set up lazily."""
     wave = np.sin(np.arange(5000) / 50)[None].repeat(12, axis=0)
-    retriever.search([Query(ecg=Ecg.from_array(wave, sampling_rate_hz=500), text="sinus rhythm")], 1)
+    ecg, moment = Ecg.from_array(wave, sampling_rate_hz=500), datetime(2000, 1, 1)
+    retriever.search([Query(ecg=ecg, text="sinus rhythm")], 1)
+    if predictor is not None:
+        name, report = "warm-up", Report.from_text("Sinus rhythm.")
+        before = Study(study_id=name, subject_id=name, acquired_at=moment - timedelta(days=1), ecg=ecg, report=report)
+        predictor.predict(ecg, subject_id=name, as_of=moment, extra_history=[before])
 
 
 def read_arguments(argv: Sequence[str] | None) -> ServerConfig:

@@ -214,7 +214,7 @@ class MicroBatcher(Generic[Item]):
 
 
 class BatchingEncoder:
-    """An :class:`mmecg.embedding.Encoder` whose concurrent callers share batches, one batcher a tower.
+    """An :class:`mmecg.embedding.Encoder` whose concurrent callers share batches, one batcher a method.
 
     Parameters
     ----------
@@ -236,6 +236,10 @@ class BatchingEncoder:
             encoder.encode_vitals, max_batch=max_batch, max_queue=max_queue, name="vitals"
         )
 
+        self._features: MicroBatcher[Ecg] = MicroBatcher(
+            encoder.ecg_features, max_batch=max_batch, max_queue=max_queue, name="features"
+        )
+
     @property
     def fingerprint(self) -> str:
         """Fingerprint of the bundle."""
@@ -254,10 +258,10 @@ class BatchingEncoder:
         return self._vitals(vitals)
 
     def ecg_features(self, ecgs: Sequence[Ecg]) -> Vectors:
-        """Return float32, shape (batch, features); not batched across callers."""
-        return self._encoder.ecg_features(ecgs)
+        """Return float32, shape (batch, features)."""
+        return self._features(ecgs)
 
     def close(self) -> None:
-        """End the three threads."""
-        for batcher in (self._ecg, self._text, self._vitals):
+        """End the threads."""
+        for batcher in (self._ecg, self._text, self._vitals, self._features):
             batcher.close()

@@ -30,6 +30,7 @@ from mmecg.client.messages import (
     render_embedding,
     render_study,
 )
+from mmecg.client.prediction_messages import MAX_EXTRA_HISTORY
 from mmecg.config import LimitsConfig
 from mmecg.ecg import MAX_DURATION_S, MAX_SAMPLING_RATE_HZ, MIN_DURATION_S, MIN_SAMPLING_RATE_HZ, Ecg
 from mmecg.embedding import EMBEDDING_DIM
@@ -296,6 +297,7 @@ def render_info(fingerprint: str, limits: LimitsConfig) -> info_service_pb2.GetS
             max_in_flight=limits.max_in_flight,
             max_streams=limits.max_streams,
             default_deadline_s=limits.default_deadline_s,
+            max_extra_history=MAX_EXTRA_HISTORY,
         ),
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -17,7 +18,11 @@ from mmecg.retriever import Retriever
 from mmecg_server.batching import BatchingEncoder
 from mmecg_server.interceptors import CallInterceptor, Gate, log
 from mmecg_server.label_service import add_label_mining_service
-from mmecg_server.service import SERVICES, Backend, add_services
+from mmecg_server.prediction_service import add_prediction_service
+from mmecg_server.service import PREDICTION, SERVICES, Backend, add_services
+
+if TYPE_CHECKING:
+    from mmecg.prediction.predictor import Predictor
 
 SPARE_THREADS = 8
 """Threads beyond those of admitted calls: they answer health checks, and refuse calls beyond the limits at once."""
@@ -63,6 +68,7 @@ class Server:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         add_services(self._server, self._backend)
         add_label_mining_service(self._server, self._backend)
+        add_prediction_service(self._server, self._backend)
         if config.reflection:
             names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._server)
@@ -70,7 +76,7 @@ class Server:
         self.port = self._bind()
         self._server.start()
 
-    def serve(self, retriever: Retriever, miner: ReportMiner | None = None) -> None:
+    def serve(self, retriever: Retriever, miner: ReportMiner | None = None, predictor: Predictor | None = None) -> None:
         """Answer calls from now on, with concurrent calls sharing encoder batches.
 
         Parameters
@@ -79,13 +85,19 @@ class Server:
             Around the bare encoder.
         miner : ReportMiner, optional
             Without one, it is made when labels are first asked for.
+        predictor : Predictor, optional
+            Around the bare encoder and the same corpus. Without one, nothing is predicted.
         """
         limits = self._config.limits
         self._encoder = BatchingEncoder(retriever.encoder, max_batch=limits.max_batch, max_queue=limits.max_queue)
+        if predictor is not None:
+            self._backend.predictor = predictor.sharing(self._encoder.ecg_features)
         self._backend.retriever = Retriever(self._encoder, retriever.corpus)
         if miner is not None:
             self._backend.miner = miner
         self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        if predictor is None:
+            self._health.set(PREDICTION, health_pb2.HealthCheckResponse.NOT_SERVING)
 
     def stop(self) -> None:
         """Say NOT_SERVING, refuse new calls, let running ones end within ``drain_s``, then close. Once is enough."""

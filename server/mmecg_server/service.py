@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from google.rpc import status_pb2
@@ -25,7 +25,7 @@ from mmecg_pb.v1 import (
 
 from mmecg.client.messages import parse_ecg, parse_vitals, render_embedding
 from mmecg.config import LimitsConfig
-from mmecg.errors import NotReadyError
+from mmecg.errors import BundleError, NotReadyError
 from mmecg.labels.report_miner import ReportMiner
 from mmecg.retriever import Retriever, get_present
 from mmecg.search import SearchResult
@@ -34,17 +34,22 @@ from mmecg_server import convert
 from mmecg_server.interceptors import Gate
 from mmecg_server.streaming import ChunkReader, answer_stream
 
+if TYPE_CHECKING:
+    from mmecg.prediction.predictor import Predictor
+
+PREDICTION = "mmecg.v1.PredictionService"
 SERVICES = (
     "mmecg.v1.EmbeddingService",
     "mmecg.v1.SearchService",
     "mmecg.v1.CorpusService",
     "mmecg.v1.LabelMiningService",
+    PREDICTION,
     "mmecg.v1.InfoService",
 )
 
 
 class Backend:
-    """What the services share: the retriever once it is loaded, the gate and the limits.
+    """What the services share: retriever and predictor once they are loaded, the gate and the limits.
 
     Parameters
     ----------
@@ -56,6 +61,7 @@ class Backend:
         self.gate = gate
         self.limits = limits
         self._retriever: Retriever | None = None
+        self._predictor: Predictor | None = None
 
     @property
     def retriever(self) -> Retriever:
@@ -73,6 +79,26 @@ class Backend:
     @retriever.setter
     def retriever(self, retriever: Retriever) -> None:
         self._retriever = retriever
+
+    @property
+    def predictor(self) -> Predictor:
+        """The predictor.
+
+        Raises
+        ------
+        NotReadyError
+            It is still loading.
+        BundleError
+            The bundle has no prediction heads.
+        """
+        if self._predictor is None:
+            _ = self.retriever  # not ready is another answer than never
+            raise BundleError("the server's bundle has no prediction heads; its operator can make them: train-heads")
+        return self._predictor
+
+    @predictor.setter
+    def predictor(self, predictor: Predictor) -> None:
+        self._predictor = predictor
 
     @cached_property
     def miner(self) -> ReportMiner:

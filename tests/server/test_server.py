@@ -19,7 +19,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from mmecg_index.corpus import Corpus
 from mmecg_server import __main__ as program
 from mmecg_server.server import Server
-from mmecg_server.service import SERVICES
+from mmecg_server.service import PREDICTION, SERVICES
 
 from mmecg.client import ChannelOptions, Client, RetryPolicy
 from mmecg.config import LimitsConfig
@@ -71,7 +71,9 @@ def test_not_serving_while_loading_then_serving(config, retriever):
                 client.stats()
             assert caught.value.retry_after_s > 0
             server.serve(retriever)
-            assert [health_of(channel, name) for name in ("", *SERVICES)] == [SERVING] * (len(SERVICES) + 1)
+            others = [name for name in SERVICES if name != PREDICTION]
+            assert [health_of(channel, name) for name in ("", *others)] == [SERVING] * len(SERVICES)
+            assert health_of(channel, PREDICTION) == NOT_SERVING
             assert client.stats().studies == 0
 
 
@@ -289,19 +291,18 @@ def start(*arguments: str) -> subprocess.Popen[str]:
 def test_an_empty_directory_becomes_a_corpus(config, encoder, tmp_path, monkeypatch):
     from types import SimpleNamespace
 
-    from mmecg import bundle
-
     asked = []
 
     def load_bundle(path, *, precision):
         asked.append(precision)
         return SimpleNamespace(encoder=encoder)
 
-    monkeypatch.setattr(bundle, "load_bundle", load_bundle)
+    monkeypatch.setattr(program, "load_bundle", load_bundle)
     config = replace(config, precision="float32")
     for expected in (0, 1):
         (tmp_path / "corpus").mkdir(exist_ok=True)
-        with program.open_retriever(replace(config, corpus=tmp_path / "corpus")) as retriever:
+        chosen = replace(config, corpus=tmp_path / "corpus")
+        with program.open_retriever(chosen, program.open_bundle(chosen).encoder) as retriever:
             assert retriever.corpus.stats().sequence == expected
             retriever.corpus.upsert([], [])
     assert asked == ["float32", "float32"]

@@ -90,6 +90,7 @@ class Limits(_message.Message):
     MAX_IN_FLIGHT_FIELD_NUMBER: _builtins.int
     MAX_STREAMS_FIELD_NUMBER: _builtins.int
     DEFAULT_DEADLINE_S_FIELD_NUMBER: _builtins.int
+    MAX_EXTRA_HISTORY_FIELD_NUMBER: _builtins.int
     max_message_bytes: _builtins.int
     """Largest message in either direction, in bytes."""
     max_top_k: _builtins.int
@@ -112,6 +113,8 @@ class Limits(_message.Message):
     """Streams served at the same time; further ones get RESOURCE_EXHAUSTED with a RetryInfo."""
     default_deadline_s: _builtins.float
     """Time given to a call without a deadline, in seconds."""
+    max_extra_history: _builtins.int
+    """Most studies of `extra_history` of one prediction."""
     def __init__(
         self,
         *,
@@ -126,10 +129,11 @@ class Limits(_message.Message):
         max_in_flight: _builtins.int = ...,
         max_streams: _builtins.int = ...,
         default_deadline_s: _builtins.float = ...,
+        max_extra_history: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_deadline_s", b"default_deadline_s", "max_batch", b"max_batch", "max_duration_s", b"max_duration_s", "max_in_flight", b"max_in_flight", "max_message_bytes", b"max_message_bytes", "max_sampling_rate_hz", b"max_sampling_rate_hz", "max_streams", b"max_streams", "max_text_chars", b"max_text_chars", "max_top_k", b"max_top_k", "min_duration_s", b"min_duration_s", "min_sampling_rate_hz", b"min_sampling_rate_hz"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_deadline_s", b"default_deadline_s", "max_batch", b"max_batch", "max_duration_s", b"max_duration_s", "max_extra_history", b"max_extra_history", "max_in_flight", b"max_in_flight", "max_message_bytes", b"max_message_bytes", "max_sampling_rate_hz", b"max_sampling_rate_hz", "max_streams", b"max_streams", "max_text_chars", b"max_text_chars", "max_top_k", b"max_top_k", "min_duration_s", b"min_duration_s", "min_sampling_rate_hz", b"min_sampling_rate_hz"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

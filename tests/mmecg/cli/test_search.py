@@ -4,7 +4,7 @@ import json
 import threading
 
 import pytest
-from mmecg_server.__main__ import open_retriever
+from mmecg_server.__main__ import open_bundle, open_retriever
 from mmecg_server.server import Server
 
 from mmecg.cli.inputs import filter_fields, parse_filter, parse_vitals
@@ -139,7 +139,7 @@ def test_patient_of_an_ecg_is_left_out_when_named(run, corpus, record):
 @pytest.fixture(scope="module")
 def address(corpus):
     config = ServerConfig(corpus=corpus, port=0)
-    with Server(config) as server, open_retriever(config) as retriever:
+    with Server(config) as server, open_retriever(config, open_bundle(config).encoder) as retriever:
         server.serve(retriever)
         yield f"127.0.0.1:{server.port}"
         stopping = threading.Thread(target=server.stop)
