@@ -1,4 +1,4 @@
-"""Protocols on one system's log-odds: discrimination, calibration, conformal sets, abstention, decision curves."""
+"""Protocols on one system's log-odds: discrimination, calibration, conformal sets."""
 
 from __future__ import annotations
 
@@ -13,23 +13,18 @@ from numpy.typing import NDArray
 from mmecg.evaluation.bootstrap import bootstrap_mean, interval
 from mmecg.evaluation.label_metrics import Figure, brier, ece
 from mmecg.evaluation.metrics import auprc, eligible
-from mmecg.evaluation.prediction_cases import BASELINES, Cases, Part, join, macro_row
+from mmecg.evaluation.prediction_cases import BASELINES, Cases, Part, macro_row
 from mmecg.evaluation.prediction_metrics import (
     calibration_line,
     ece_if_calibrated,
     ece_of_labels,
-    error_reduction,
     mean_figure,
-    net_benefit,
     reliability,
-    risk_coverage,
     sensitivity_at,
 )
 from mmecg.evaluation.results import Row
 
 SPECIFICITIES: tuple[float, ...] = (0.90, 0.95)
-COVERAGES = np.linspace(0.05, 1.0, 20)
-THRESHOLDS = np.round(np.arange(0.01, 0.61, 0.01), 2)
 LEVELS: tuple[float, ...] = (0.8, 0.9, 0.95)
 DRAWN_LABELS: tuple[str, ...] = ("AFIB", "CLBBB", "IMI", "LVH")
 """Statements whose decision and reliability curves are drawn, beside the superclasses."""
@@ -230,95 +225,6 @@ def conformal(cases: Cases, sets_at: ConformalSets, levels: tuple[float, ...] = 
                 ).with_columns(pl.col(pl.Float64).fill_nan(None))
             )
     return Part(tuple(rows), {"conformal_labels": pl.concat(lines)})
-
-
-def abstention(cases: Cases, system: str, share: float = 0.2) -> Part:
-    """Return the error reduction on the rest when the most uncertain share abstains, and the risk-coverage curves.
-
-    The error of a study is the number of statements decided wrongly at 0.5 (Hamming); its uncertainty is the expected
-    number of such errors. The variant ``per_decision`` abstains from single decisions instead, the least decided first.
-    """
-    rows, key = [], f"abstain{round(100 * share)}/error_reduction"
-    for task, part in cases.tasks().items():
-        wrong, unsure = _errors(part, system)
-        errors, n = wrong.mean(axis=1), len(part)
-        none = np.empty((n, 0), np.float32)
-        baselines = {"prevalence": 0.0}
-        if "random_encoder" in part.systems:
-            other, doubt = _errors(part, "random_encoder")
-            baselines["random_encoder"] = error_reduction(other.mean(axis=1), doubt.mean(axis=1), none, share).value
-        figure = error_reduction(errors, unsure.mean(axis=1), part.weights, share)
-        rows.append(
-            figure.row(key if task == "all" else f"{key}/{task}", n, baselines,
-                       errors_per_study=float(wrong.sum(axis=1).mean()),
-                       value_if_errors_were_known=error_reduction(errors, errors, none, share).value)
-        )  # fmt: skip
-    part = cases.task("all")
-    wrong, unsure = _errors(part, system)
-    errors = wrong.mean(axis=1)
-    coarse = np.repeat(part.weights[:, :100], wrong.shape[1], axis=0)  # as many times more as there are labels
-    by_decision = error_reduction(wrong.ravel(), unsure.ravel(), coarse, share)
-    rows.append(by_decision.row(f"{key}/per_decision", len(part), {"prevalence": 0.0}, resamples=coarse.shape[1]))
-    curve = pl.DataFrame(
-        {
-            "coverage": COVERAGES,
-            "by_uncertainty": risk_coverage(errors, unsure.mean(axis=1), COVERAGES),
-            "if_errors_were_known": risk_coverage(errors, errors, COVERAGES),
-            "at_random": np.full(len(COVERAGES), errors.mean()),
-            "per_decision": risk_coverage(wrong.ravel(), unsure.ravel(), COVERAGES),
-        }
-    )
-    return Part(tuple(rows), {"risk_coverage": curve})
-
-
-def _errors(part: Cases, system: str) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    """Return which decisions at 0.5 are wrong, and how probable that is: shape (n, labels) each."""
-    probability = part.probability(system)
-    return (probability >= 0.5) != part.gold, np.minimum(probability, 1 - probability)
-
-
-def decision_curves(cases: Cases, systems: tuple[str, ...]) -> Part:
-    """Return net benefit over thresholds, beside acting on everyone and on no one, and its mean as rows.
-
-    A row is the mean over thresholds from 0.05 to 0.5 of the net benefit beyond the better of the two, as a share of
-    the prevalence (the net benefit of a perfect test).
-    """
-    wide = (THRESHOLDS >= 0.05) & (THRESHOLDS <= 0.5)
-    lines, rows = [], []
-    for task, part in cases.tasks().items():
-        kept = np.flatnonzero(eligible(part.gold))
-        if not len(kept):
-            continue
-        useful: dict[str, list[float]] = {name: [] for name in systems}
-        for column in kept:
-            gold, rate = part.gold[:, column], part.gold[:, column].mean()
-            everyone = rate - (1 - rate) * THRESHOLDS / (1 - THRESHOLDS)
-            curves = {name: net_benefit(gold, part.probability(name)[:, column], THRESHOLDS) for name in systems}
-            for name, curve in curves.items():
-                useful[name].append(float((curve - np.maximum(everyone, 0))[wide].mean() / rate))
-            label = part.labels[column]
-            if task == "superclass" or label in DRAWN_LABELS:
-                shown = {**curves, "everyone": everyone, "no one": np.zeros(len(THRESHOLDS))}
-                lines += [
-                    pl.DataFrame({"label": [label] * len(THRESHOLDS), "system": [name] * len(THRESHOLDS),
-                                  "threshold": THRESHOLDS, "net_benefit": curve})
-                    for name, curve in shown.items()
-                ]  # fmt: skip
-        first, *others = systems
-        baselines = {"prevalence": 0.0} | {name: float(np.mean(useful[name])) for name in others}
-        value = float(np.mean(useful[first]))
-        key = f"decision_curve/{task}"
-        rows.append(Row(key, value, math.nan, math.nan, len(part), baselines, {"n_labels": len(kept)}))
-    return Part(tuple(rows), {"decision_curves": pl.concat(lines)} if lines else {})
-
-
-def confidence(cases: Cases, sets_at: ConformalSets) -> Part:
-    """Return calibration, conformal sets, abstention and decision curves of the full system."""
-    drawn = tuple(name for name in ("history", "single", "random_encoder") if name in cases.systems)
-    return join(
-        [calibration(cases, "history"), conformal(cases, sets_at), abstention(cases, "history"),
-         decision_curves(cases, drawn)]
-    )  # fmt: skip
 
 
 def _class_coverage(

@@ -20,9 +20,10 @@ from mmecg.errors import InvalidInputError
 from mmecg.evaluation.bootstrap import DEFAULT_RESAMPLES
 from mmecg.evaluation.cohort import Progress, read_cohort, sampling_rate_of, without_subjects_of
 from mmecg.evaluation.prediction_cases import Cases, Part, join, subject_rates
-from mmecg.evaluation.prediction_confidence import confidence, discrimination
+from mmecg.evaluation.prediction_confidence import calibration, conformal, discrimination
 from mmecg.evaluation.prediction_crossfit import CrossFit, Parts, temporal
 from mmecg.evaluation.prediction_data import PredictionData, prediction_data, priors_of, read_prediction_data
+from mmecg.evaluation.prediction_decisions import abstention, decision_curves
 from mmecg.evaluation.prediction_fitting import honest_scores
 from mmecg.evaluation.prediction_history import apply_count, fit_count, history, modalities
 from mmecg.evaluation.prediction_report import PredictionEvaluation
@@ -121,7 +122,9 @@ def evaluate_prediction(
         progress(f"discrimination, {name}", 0, 1)
         found.append(discrimination(cases, system, name))
     progress("calibration, sets, abstention", 0, 1)
-    found.append(confidence(cases, sets_at))
+    found += [calibration(cases, "history"), conformal(cases, sets_at), abstention(cases, "history")]
+    drawn = tuple(name for name in ("history", "single", "random_encoder") if name in cases.systems)
+    found.append(decision_curves(cases, drawn))
     progress("history", 0, 1)
     found += [history(cases), modalities(cases)]
     progress("subgroups", 0, 1)

@@ -12,7 +12,9 @@ from scipy.special import expit
 
 from mmecg.evaluation.bootstrap import patient_weights
 from mmecg.evaluation.prediction_cases import Cases
-from mmecg.evaluation.prediction_confidence import abstention, calibration, conformal, decision_curves, discrimination
+from mmecg.evaluation.prediction_confidence import calibration, conformal, discrimination
+from mmecg.evaluation.prediction_decisions import THRESHOLDS, abstention, decision_curves
+from mmecg.evaluation.prediction_metrics import net_benefit
 from mmecg.evaluation.prediction_subgroups import gaps, subgroups
 
 LABELS = ("AFIB", "LVH", "IMI", "PACE", "superclass/MI", "superclass/CD")
@@ -107,8 +109,16 @@ def test_abstaining_from_uncertain_studies_avoids_errors_and_random_doubt_does_n
 def test_decision_curves_lie_above_a_useless_system(cases: Cases) -> None:
     row = decision_curves(cases, ("history", "random_encoder")).rows[-1]
     assert row.key == "decision_curve/all"
-    assert row.value > 0.2
-    assert row.baselines["random_encoder"] < 0.05
+    assert row.low < row.value < row.high
+    assert row.baselines["random_encoder"] < 0.05 < 0.2 < row.value
+    wide = (THRESHOLDS >= 0.05) & (THRESHOLDS <= 0.5)
+    by_hand = []
+    for label in range(3):
+        rate = cases.gold[:, label].mean()
+        curve = net_benefit(cases.gold[:, label], cases.probability("history")[:, label], THRESHOLDS)
+        everyone = rate - (1 - rate) * THRESHOLDS / (1 - THRESHOLDS)
+        by_hand.append((curve - np.maximum(everyone, 0))[wide].mean() / rate)
+    assert row.value == pytest.approx(np.mean(by_hand))
 
 
 def test_small_cells_are_suppressed_and_said_so(cases: Cases) -> None:
