@@ -48,7 +48,7 @@ SLOPE_SPREAD, OFFSET_SPREAD = 0.25, 0.5
 LEAST_SLOPE = 0.05
 ISOTONIC_SHARE = 0.9
 """Of the isotonic curve in the blend with beta: the rest keeps the curve rising where a block is flat."""
-BLOCK_PRIOR = 100.0
+BLOCK_PRIOR = 300.0
 """Studies that beta is worth in a block of the isotonic regression, which follows noise in small blocks."""
 GRID_LIMIT, GRID_STEP = 12.0, 0.25
 NEWTON_STEPS = 50

@@ -49,14 +49,14 @@ def test_beta_is_logistic_regression_on_both_bends(monkeypatch):
     np.testing.assert_allclose(found.offset, oracle.intercept_, atol=1e-3)
 
 
-@pytest.mark.parametrize("n", [300, 3000, 30_000])
+@pytest.mark.parametrize("n", [300, 3000, 10_000])
 def test_overconfident_log_odds_become_honest(n):
     logits, gold = cases(n, 8, true=lambda z: 0.5 * z + 0.5, seed=1)
-    fresh, truth = cases(30_000, 8, true=lambda z: 0.5 * z + 0.5, seed=2)
+    fresh, truth = cases(10_000, 8, true=lambda z: 0.5 * z + 0.5, seed=2)
     calibrated = fit_logit_map(logits, gold).apply(fresh)
     assert recalibration_slope(fresh, truth) < 0.55
-    assert 0.95 < recalibration_slope(calibrated, truth) < 1.05
-    assert np.abs(expit(calibrated) - expit(0.5 * fresh + 0.5)).mean() < {300: 0.03, 3000: 0.02, 30_000: 0.01}[n]
+    assert recalibration_slope(calibrated, truth) == pytest.approx(1, abs=0.06)  # that of the true log-odds: 0.985
+    assert np.abs(expit(calibrated) - expit(0.5 * fresh + 0.5)).mean() < {300: 0.03, 3000: 0.02, 10_000: 0.015}[n]
 
 
 def test_isotonic_follows_what_no_sigmoid_can():
@@ -71,7 +71,8 @@ def test_isotonic_follows_what_no_sigmoid_can():
     calibrated, beta = found.apply(fresh), replace(found, correction=0 * found.correction).apply(fresh)
     away, beta_away = (np.abs(expit(one[:, 0]) - oracle).mean() for one in (calibrated, beta))
     assert away < 0.03 < 0.06 < beta_away
-    assert log_loss(calibrated, truth) < log_loss(stairs(fresh), truth) + 0.01
+    lost, beta_lost = (log_loss(one, truth) - log_loss(stairs(fresh), truth) for one in (calibrated, beta))
+    assert lost < beta_lost / 3
 
 
 @pytest.mark.parametrize(
@@ -151,11 +152,11 @@ def refitted(score, positive, at, label):
 @pytest.mark.parametrize("seed", range(12))
 def test_venn_abers_is_isotonic_regression_refitted_with_either_label(seed):
     rng = np.random.default_rng(seed)
-    n = rng.integers(1, 40)
+    n = rng.integers(1, 25)
     step = (1 / 32, 0.5, 2.0)[seed % 3]  # few and many ties
     score = np.rint(rng.normal(size=(n, 2)) / step) * step
     positive = rng.random((n, 2)) < (0.0, 0.3, 0.7, 1.0)[seed % 4]
-    asked = np.concatenate([score, np.rint(rng.normal(size=(15, 2)) * 32) / 32, [[-99, -99], [99, 99]]])
+    asked = np.concatenate([score, np.rint(rng.normal(size=(6, 2)) * 32) / 32, [[-99, -99], [99, 99]]])
     low, high = fit_venn_abers(score, positive).interval(asked)
     for row, column in np.ndindex(asked.shape):
         for label, found in ((0, low), (1, high)):
