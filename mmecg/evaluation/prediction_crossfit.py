@@ -6,16 +6,20 @@ scores, votes and histories is fitted on the other patients.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 from scipy.special import expit
 
+from mmecg.datasets.ptb_xl import read_scp_statements
 from mmecg.datasets.splits import subject_groups
+from mmecg.embedding import Encoder
 from mmecg.evaluation.bootstrap import patient_weights
+from mmecg.evaluation.cohort import Progress, read_cohort
 from mmecg.evaluation.label_metrics import ece
 from mmecg.evaluation.prediction_cases import Part
 from mmecg.evaluation.prediction_data import PredictionData
@@ -80,8 +84,8 @@ class CrossFit:
 
         return apply
 
-    def tested(self, *, resamples: int, seed: int) -> Tested:
-        """Return every system on every record."""
+    def tested(self, others: Mapping[str, Logits] | None = None, *, resamples: int, seed: int) -> Tested:
+        """Return every system on every record; ``others`` are further ones, such as :func:`random_baseline`."""
         current, data = self.current(), self.honest.data
         counts = np.array([len(rows) for rows in self.honest.earlier], np.int64)
         counted = np.empty_like(current.single)
@@ -95,6 +99,7 @@ class CrossFit:
             self.with_history(current.single),
             add_to_ecg=self.with_history(current.ecg),
             counted=counted,
+            others=others,
             resamples=resamples,
             seed=seed,
         )
@@ -122,6 +127,44 @@ def add_history(
                 prevalence(data),
             )
             found[at] = evidence.history.apply(logits[rows[at]], tokens).logits
+    return found
+
+
+def random_baseline(
+    folder: Path, honest: HonestScores, encoder: Encoder, *, records: int, progress: Progress, seed: int
+) -> Logits:
+    """Return log-odds of probes on a random encoder: float64, shape (n, labels), NaN where there is no earlier study.
+
+    Parameters
+    ----------
+    folder : Path
+        In PTB-XL layout.
+    honest : HonestScores
+    encoder : Encoder
+    records : int
+        Studies that the probes are fitted on, at most; those of one bundle's side serve the other side.
+    progress : callable
+    seed : int
+    """
+    data = honest.data
+    drawn = np.random.default_rng(seed).permutation(len(data))[:records]
+    followed = np.array([bool(rows) for rows in honest.earlier])
+    wanted = np.union1d(drawn, np.flatnonzero(followed))
+    read = read_cohort(
+        folder, data.table[wanted], read_scp_statements(folder), {"random": encoder}, subsets={}, progress=progress,
+        what="random encoder",
+    )  # fmt: skip
+    place = {study: row for row, study in enumerate(data.study_ids.tolist())}
+    rows = np.array([place[study] for study in read.study_ids.tolist()])
+    features, chosen = read.encoded["random"].features, np.isin(rows, drawn)
+    found = np.full(data.gold.shape, np.nan)
+    for part in np.unique(honest.part):
+        mine = honest.part[rows] == part
+        fitted, asked = chosen & ~mine, mine & followed[rows]
+        probe = fit_probe(
+            features[fitted], data.gold[rows[fitted]], data.subject_ids[rows[fitted]], penalties=(1e-2,), seed=seed
+        )
+        found[rows[asked]] = probe.scores(features[asked])
     return found
 
 

@@ -17,8 +17,9 @@ from scipy.special import expit, logit
 
 from mmecg.evaluation.bootstrap import interval
 from mmecg.evaluation.label_metrics import Figure, brier, ece
+from mmecg.evaluation.metrics import eligible
 from mmecg.evaluation.prediction_cases import Cases, Part
-from mmecg.evaluation.prediction_metrics import Aurocs, holm, wald_p
+from mmecg.evaluation.prediction_metrics import Aurocs, average_precision, holm, mean_figure, wald_p
 from mmecg.evaluation.results import Row
 from mmecg.prediction.history import Prior, last_known
 
@@ -194,7 +195,7 @@ def _excludes_zero(figure: Figure) -> bool:
 
 
 def _quality_rows(followed: Cases, suffix: str) -> list[Row]:
-    """Return the gain on superclasses, and what history does to Brier score and calibration."""
+    """Return the gain on superclasses, and what history does to average precision, Brier score and calibration."""
     rows = []
     classes = followed.task("superclass")
     if len(classes) and (without := classes.aurocs("single")).enough.any():
@@ -204,15 +205,21 @@ def _quality_rows(followed: Cases, suffix: str) -> list[Row]:
                      n_labels=int(without.enough.sum()), auroc_without=without.macro().value)
         )  # fmt: skip
     part = followed.task("all")
-    kept = Aurocs.of(part.gold, part.systems["single"], part.weights[:, :0]).enough
-    gold = part.gold[:, kept]
-    for name, measure in (("brier", brier), ("ece", ece)):
-        figures = {system: measure(gold, part.probability(system)[:, kept], part.weights)
-                   for system in ("history", "single")}  # fmt: skip
-        better = figures["history"].value - figures["single"].value
-        change = Figure(better, figures["history"].samples - figures["single"].samples)
-        extra = {f"{name}_{system}": figure.value for system, figure in figures.items()}
-        rows.append(change.row(f"history_gain/{name}{suffix}", len(part), {"prevalence": 0.0}, **extra))
+    kept = eligible(part.gold)
+    gold, everyone = part.gold[:, kept], np.ones(int(kept.sum()), np.bool_)
+    figures: dict[str, dict[str, Figure]] = {"auprc": {}, "brier": {}, "ece": {}}
+    for system in ("history", "single"):
+        logits, probability = part.systems[system][:, kept], part.probability(system)[:, kept]
+        figures["auprc"][system] = mean_figure(*average_precision(gold, logits, part.weights), everyone)
+        figures["brier"][system] = brier(gold, probability, part.weights)
+        figures["ece"][system] = ece(gold, probability, part.weights)
+    for name, found in figures.items():
+        with_it, without_it = found["history"], found["single"]
+        change = Figure(with_it.value - without_it.value, with_it.samples - without_it.samples)
+        extra = {f"{name}_{system}": figure.value for system, figure in found.items()}
+        rows.append(
+            change.row(f"history_gain/{name}{suffix}", len(part), {"prevalence": 0.0}, n_labels=len(everyone), **extra)
+        )
     return rows
 
 

@@ -75,6 +75,34 @@ def mean_figure(values: NDArray[np.float64], samples: NDArray[np.float64], kept:
     return Figure(value, mean_of_labels(samples, kept))
 
 
+def average_precision(gold: Gold, scores: Logits, weights: Weights) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the average precision of every label, and in every resample; of tied records the first counts as higher.
+
+    Parameters
+    ----------
+    gold : bool, shape (n, labels)
+    scores : floating, shape (n, labels)
+    weights : float32, shape (n, resamples)
+
+    Returns
+    -------
+    values : float64, shape (labels,)
+        NaN where a label has no positive.
+    samples : float64, shape (resamples, labels)
+    """
+    whole = _with_whole(weights)
+    found = np.full((whole.shape[1], gold.shape[1]), np.nan)
+    for column in np.flatnonzero(gold.any(axis=0)):
+        order = np.argsort(-scores[:, column], kind="stable")
+        hits = gold[order, column]
+        called = np.cumsum(whole[order], axis=0)[hits].astype(np.float64)
+        weight = whole[order][hits].astype(np.float64)
+        right, total = np.cumsum(weight, axis=0), weight.sum(axis=0)
+        precision = np.divide(right, called, out=np.zeros_like(right), where=called > 0)
+        np.divide((weight * precision).sum(axis=0), total, out=found[:, column], where=total > 0)
+    return found[0], found[1:]
+
+
 def sensitivity_at(
     gold: Gold, scores: Logits, weights: Weights, specificity: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -21,7 +21,7 @@ from mmecg.evaluation.bootstrap import DEFAULT_RESAMPLES
 from mmecg.evaluation.cohort import Progress, read_cohort, sampling_rate_of, without_subjects_of
 from mmecg.evaluation.prediction_cases import Cases, Part, join, subject_rates
 from mmecg.evaluation.prediction_confidence import calibration, conformal, discrimination
-from mmecg.evaluation.prediction_crossfit import CrossFit, Parts, temporal
+from mmecg.evaluation.prediction_crossfit import CrossFit, Parts, random_baseline, temporal
 from mmecg.evaluation.prediction_data import PredictionData, prediction_data, priors_of, read_prediction_data
 from mmecg.evaluation.prediction_decisions import abstention, decision_curves
 from mmecg.evaluation.prediction_fitting import honest_scores
@@ -131,7 +131,7 @@ def evaluate_prediction(
     found += [subgroups(cases, "history", sets_at(0.9)), gaps(cases, "history")]
     if crossed is not None and parts is not None:
         progress("history, cross-fitted", 0, 1)
-        everything = crossed.tested(resamples=options.resamples, seed=options.seed).cases
+        everything = _cross_fitted_cases(options, crossed, random, progress)
         found += [history(everything, "/cross_fitted"), modalities(everything, "/cross_fitted")]
         progress("temporal split", 0, 1)
         found.append(temporal(parts, crossed.honest, crossed, resamples=options.resamples, seed=options.seed))
@@ -200,6 +200,16 @@ def _cross_fit(options: PredictionEvaluationOptions, progress: Progress) -> tupl
     ]
     progress("cross-fitting", 0, 1)
     return parts, CrossFit.fit(honest_scores(parts))
+
+
+def _cross_fitted_cases(
+    options: PredictionEvaluationOptions, crossed: CrossFit, random: Encoder, progress: Progress
+) -> Cases:
+    folder = options.train_data or options.data
+    baseline = random_baseline(
+        folder, crossed.honest, random, records=RANDOM_RECORDS, progress=progress, seed=options.seed
+    )
+    return crossed.tested({"random_encoder": baseline}, resamples=options.resamples, seed=options.seed).cases
 
 
 def _votes(heads: PredictionHeads, read: _Read) -> bool:

@@ -12,6 +12,7 @@ from mmecg.evaluation.label_metrics import ece
 from mmecg.evaluation.metrics import auroc
 from mmecg.evaluation.prediction_metrics import (
     Aurocs,
+    average_precision,
     calibration_line,
     ece_if_calibrated,
     ece_of_labels,
@@ -59,6 +60,22 @@ def test_sensitivity_is_that_of_the_lowest_threshold_specific_enough(sample: Sam
             rows = repeated(weights, resample)
             expected = slow_sensitivity(gold[rows, label], logits[rows, label], specificity)
             assert samples[resample, label] == pytest.approx(expected)
+
+
+def test_average_precision_is_that_of_scikit_learn_and_of_repeated_records() -> None:
+    from sklearn.metrics import average_precision_score
+
+    rng = np.random.default_rng(3)
+    scores = rng.permutation(600.0 * np.arange(1200)).reshape(400, 3)  # no ties
+    gold = rng.random(scores.shape) < 0.1 + 0.5 * (scores > np.median(scores))
+    weights = patient_weights(rng.integers(0, 150, 400).astype(str), resamples=3)
+    values, samples = average_precision(gold, scores, weights)
+    for label in range(3):
+        assert values[label] == pytest.approx(average_precision_score(gold[:, label], scores[:, label]))
+        times = weights[:, 1]
+        # Copies of a record tie, so the weighted score is the one to compare with.
+        expected = average_precision_score(gold[:, label], scores[:, label], sample_weight=times)
+        assert samples[1, label] == pytest.approx(expected)
 
 
 def test_calibration_line_is_that_of_a_logistic_regression(sample: Sample) -> None:
