@@ -267,7 +267,7 @@ def _colours(shade: Shade) -> NDArray[np.float64]:
     smooth = np.stack([np.convolve(row, np.ones(width) / width, mode="same") for row in shade.values])
     strength = np.abs(smooth) / (np.percentile(np.abs(smooth), 99) or 1.0)
     colours = np.where(smooth[..., None] > 0, _FOR, _AGAINST)
-    return np.concatenate([colours, 0.75 * np.clip(strength, 0, 1)[..., None]], axis=-1)
+    return np.concatenate([colours, 0.6 * np.clip(strength, 0, 1)[..., None]], axis=-1)
 
 
 def _draw_shade(
@@ -279,7 +279,12 @@ def _draw_shade(
         wide = len(shown) / shade.sampling_rate_hz * MM_PER_S
         below, above = (baseline + reach for reach in _SHADE_REACH)
         axes.imshow(
-            shown[None], extent=(x, x + wide, below, above), aspect="auto", interpolation="bilinear", gid="saliency"
+            shown[None],
+            extent=(x, x + wide, below, above),
+            aspect="auto",
+            interpolation="bilinear",
+            gid="saliency",
+            zorder=1.5,  # above the paper, below the trace
         )
 
 

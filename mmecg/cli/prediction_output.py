@@ -48,7 +48,16 @@ def print_prediction(found: Prediction, maps: Sequence[Saliency], *, everything:
     changed = {one.label: one for one in found.changes}
     shown = [one for one in found.labels if everything or _is_telling(one, changed)]
     rows = [_label_row(one, changed.get(one.label)) for one in shown]
-    columns = ["label", "finding", "probability>", "interval>", "ECG alone>", f"set at {found.level:.0%}", "", "change"]
+    columns = [
+        "label",
+        "finding",
+        "probability>",
+        "interval>",
+        "ECG alone>",
+        f"set at {found.level:.0%}",
+        "decision",
+        "change",
+    ]
     print_table(_title(found), columns, rows)
     if found.priors:
         print_table(

@@ -74,26 +74,28 @@ def predict_labels(
         Columns that the recording does not support, and why.
     has_ecg : bool
     """
-    alone, joined = (_expit(_shift(logits, scores)) for logits in (scores.alone, scores.joined))
-    low, high = (_expit(_shift(_logit(edge), scores)) for edge in (scores.low, scores.high))
+    every = [scores.alone, scores.joined, _logit(scores.low), _logit(scores.high)]
+    # Plain numbers from here on: a NumPy scalar at a time would cost more than all heads together.
+    alone, joined, low, high = _expit(shift_prevalence(np.stack(every), scores.trained, scores.site)).tolist()
+    sets, spread = scores.sets.tolist(), scores.spread.tolist()
     predicted, columns = [], []
     for one in asked:
         usable = [column for column in one.columns if column not in missing]
-        column = max(usable or one.columns, key=lambda at: float(joined[at]))
+        column = max(usable or one.columns, key=lambda at: joined[at])
         columns.append(column)
         if not usable:
             predicted.append(_unsupported(one.label, missing[column]))
             continue
-        held = tuple(value for value in (True, False) if scores.sets[column, int(value)])
-        decision, reason = decide(float(joined[column]), held) if has_ecg else ("undecided", _NO_ECG)
+        held = tuple(value for value in (True, False) if sets[column][value])
+        decision, reason = decide(joined[column], held) if has_ecg else ("undecided", _NO_ECG)
         predicted.append(
             LabelPrediction(
                 label=one.label,
-                probability=float(joined[column]),
-                low=float(min(low[column], joined[column])),
-                high=float(max(high[column], joined[column])),
-                single=float(alone[column]),
-                spread=float(scores.spread[column]),
+                probability=joined[column],
+                low=min(low[column], joined[column]),
+                high=max(high[column], joined[column]),
+                single=alone[column],
+                spread=spread[column],
                 conformal_set=held,
                 decision=decision,
                 reason=reason,
@@ -139,8 +141,9 @@ def prior_evidence(
         Of the study that is predicted; NaN without an ECG.
     """
     found = []
+    names = [one.label for one in asked]
     for place, prior in enumerate(priors):
-        moved = {one.label: float(effect[place, column]) for one, column in zip(asked, columns, strict=True)}
+        moved = dict(zip(names, effect[place, list(columns)].tolist(), strict=True))
         strongest = sorted(moved.items(), key=lambda item: -abs(item[1]))[:MOST_MOVED]
         found.append(
             PriorEvidence(
@@ -208,10 +211,6 @@ def _unsupported(label: str, reason: str) -> LabelPrediction:
         decision="not_supported",
         reason=reason,
     )
-
-
-def _shift(logits: NDArray[np.float64], scores: Scores) -> NDArray[np.float64]:
-    return np.asarray(shift_prevalence(logits[None], scores.trained, scores.site)[0])
 
 
 def _expit(logits: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -6,9 +6,10 @@ import matplotlib.image
 import numpy as np
 import pytest
 
+from mmecg.datasets.synthetic import synthetic_ecg
 from mmecg.ecg import LEADS, Ecg
 from mmecg.errors import SignalError
-from mmecg.plotting import MM_PER_INCH, Panel, ecg_figure, png_bytes, save_png, search_figure, trace_mm
+from mmecg.plotting import MM_PER_INCH, Panel, Shade, ecg_figure, png_bytes, save_png, search_figure, trace_mm
 
 RATE = 500.0
 
@@ -143,3 +144,22 @@ def test_save_png_leaves_nothing_behind_when_it_fails(tmp_path):
     assert target.read_bytes().startswith(b"\x89PNG")
     with pytest.raises(FileNotFoundError):
         save_png(ecg_figure(square_wave()), tmp_path / "nowhere" / "page.png", dpi=60)
+
+
+def test_shade_stands_behind_the_leads_that_were_recorded_and_changed_leads_are_named() -> None:
+    ecg = synthetic_ecg(seed=2).select_leads(LEADS[:8])
+    values = np.zeros((12, 1000), np.float32)
+    values[1, 100:140], values[6, 600:640] = 1.0, -1.0
+    figure = search_figure([Panel("Now", ecg=ecg, marks={"V2"}, shade=Shade(values, 100.0))])
+    (axes,) = figure.axes
+    images = [image for image in axes.get_images() if image.get_gid() == "saliency"]
+    assert len(images) == 8
+    drawn = [np.asarray(image.get_array())[0] for image in images]
+    strongest = [colours[np.argmax(colours[:, 3])] for colours in drawn if (colours[:, 3] > 0.2).any()]
+    red, _, blue, _ = np.array(sorted(strongest, key=lambda colour: colour[0])).T
+    assert len(strongest) == 2
+    assert blue[0] > red[0], "against"
+    assert red[1] > blue[1], "for"
+    words = [text.get_text() for text in axes.texts]
+    assert "V2 changed" in words
+    assert "V1" in words
