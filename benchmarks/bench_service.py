@@ -158,9 +158,10 @@ def run(retriever: Retriever, address: str, options: argparse.Namespace) -> list
     return rows
 
 
-def start_server() -> tuple[subprocess.Popen[str], int]:
+def start_server(*arguments: str) -> tuple[subprocess.Popen[str], int]:
     """Start the server on a free port and wait until it serves."""
-    process = subprocess.Popen([sys.executable, "-m", "mmecg_server", "--port", "0"], stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "mmecg_server", "--port", "0", *arguments]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     for line in process.stderr:
         event = json.loads(line)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from math import ceil
 
 import numpy as np
 import polars as pl
@@ -84,14 +85,15 @@ class CohortVotes:
             exclude_subject_ids=frozenset(filter(None, [subject_id])),
             exclude_study_ids=frozenset(filter(None, [study_id])),
         )
-        depth = self._k
+        # As deep as should hold k coded ones, with some to spare: a second search costs as much as the first.
+        depth = min(MAX_TOP_K, ceil(1.2 * self._k * table.height / others))
         while True:
-            found = self._corpus.search(embedding[None], min(depth, MAX_TOP_K), where=where)
+            found = self._corpus.search(embedding[None], depth, where=where)
             places, scores = _places(table, found.rows[0], found.scores[0])
             votes = coded[places] & (scores < SAME_RECORDING)
             if votes.sum() >= self._k or depth >= MAX_TOP_K or found.rows[0][-1] < 0:
                 break
-            depth *= 2
+            depth = min(MAX_TOP_K, 2 * depth)
         return self._count(table, places[votes][: self._k], scores[votes][: self._k])
 
     def _count(self, table: pl.DataFrame, places: NDArray[np.int64], scores: NDArray[np.float64]) -> Vote | None:
