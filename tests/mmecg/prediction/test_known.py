@@ -41,31 +41,31 @@ def test_labels_of_another_kind_say_nothing_of_the_rest(known: KnownLabels) -> N
     assert said(known, labels={"MI": 100.0}) == ("labels", {"superclass/MI": 1.0})
     assert said(known, labels={"snomed:164889003": 100.0}) == ("labels", {"AFIB": 1.0})
     assert said(known, labels={"anything": 100.0}) == ("ecg", {})
+    source, values = said(known, labels={"MI": 100.0}, report="atrial fibrillation")
+    assert (source, values["superclass/MI"]) == ("labels", 1.0)
+    assert values["AFIB"] > 0.8
 
 
 def test_report_speaks_where_no_label_does(known: KnownLabels) -> None:
     source, values = said(known, report="Sinus rhythm. Old inferior infarct. No left bundle branch block.")
     assert source == "report"
     assert values["SR"] > 0.9
-    assert values["IMI"] > 0.5
-    assert values["superclass/MI"] >= values["IMI"]
-    assert values["AFIB"] == 0, "sinus rhythm excludes it"
-    assert values.get("CLBBB", 0.0) < 0.1
-    assert "RVH" not in values, "not mentioned is not known"
+    assert values["superclass/MI"] >= values["IMI"] > 0.5
+    assert values["AFIB"] < 0.05
+    assert values["CLBBB"] < 0.2
+    assert len(values) == len(LABELS), "silence has a probability too"
 
 
 def test_doubt_lies_between(known: KnownLabels) -> None:
-    stated, doubted = (
-        said(known, report=text)[1]["AFIB"] for text in ("atrial fibrillation", "possible atrial fibrillation")
-    )
-    denied = said(known, report="no atrial fibrillation")[1]["AFIB"]
+    texts = ("no atrial fibrillation", "possible atrial fibrillation", "atrial fibrillation")
+    denied, doubted, stated = (said(known, report=text)[1]["AFIB"] for text in texts)
     assert denied < doubted < stated
 
 
-def test_normal_ecg_excludes_what_is_not_normal(known: KnownLabels) -> None:
-    _, values = said(known, report="normal ecg")
-    assert values["superclass/NORM"] > 0.5
-    assert all(values[f"superclass/{name}"] == 0 for name in ("MI", "STTC", "CD", "HYP"))
+def test_normal_ecg_leaves_little_else(known: KnownLabels) -> None:
+    _, values = said(known, report="sinus rhythm. normal ecg")
+    assert values["superclass/NORM"] > 0.8
+    assert all(values[f"superclass/{name}"] < 0.3 for name in ("MI", "STTC", "CD", "HYP"))
 
 
 @pytest.mark.parametrize("report", [None, "-", "x" * 25_000], ids=["none", "empty", "too long"])
