@@ -168,8 +168,8 @@ CORRUPTIONS: dict[str, dict[str, Corruption]] = {
         "all leads": _inverted(LEADS),
         "limb leads": _inverted(LEADS[:6]),
         "chest leads": _inverted(LEADS[6:]),
-        "one limb lead": _inverted(("I",), ("II",), ("III",)),
     },
+    "lead_mismatch": {"one limb lead inverted": _inverted(("I",), ("II",), ("III",))},
     "not_ecg": {name: _other(name) for name in OTHER_SIGNALS if not name.endswith("_noise")},
 }
 """Corruptions of an ECG by kind and name: ``CORRUPTIONS["limb_swap"]["RA-LA"](ecg, rng)``.

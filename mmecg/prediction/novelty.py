@@ -44,7 +44,8 @@ class Novelty:
         That the recording is no ordinary ECG.
     kind : list of str, length n
         What it most resembles if it is none: ``"noise"``, ``"limb_swap"``, ``"chest_swap"``, ``"inverted"``,
-        ``"not_ecg"``, or ``"unknown"``. To be read where the probability is high.
+        ``"lead_mismatch"`` (limb leads that contradict each other), ``"not_ecg"``, or ``"unknown"``. To be read where
+        the probability is high.
     """
 
     probability: NDArray[np.float64]

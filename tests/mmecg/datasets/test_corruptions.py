@@ -20,7 +20,7 @@ from mmecg.errors import SignalError
 from mmecg.quality import assess_quality
 
 ALL = [(kind, name) for kind, changes in CORRUPTIONS.items() for name in changes]
-BREAKS_EINTHOVEN = {("inverted", "one limb lead")}
+BREAKS_EINTHOVEN = {("lead_mismatch", "one limb lead inverted")}
 
 
 @pytest.fixture(scope="module")
