@@ -1,8 +1,8 @@
 """Predict over gRPC for subjects with few and many earlier studies, beside the Predictor in process and beside Search.
 
 One caller, one call after the other, a server process of its own, all of them on the same corpus: studies of other
-subjects with codes and embeddings, and subjects with 0, 10 and 10,000 earlier studies, a third each known by their codes,
-by their report, and by their ECG alone. Every call has another recording, and another subject where there are many.
+subjects with codes and embeddings, and subjects with 0, 10 and 10,000 earlier studies, a third each known by codes, by
+a report, and by the ECG alone. Every call has another recording, and another subject where there are many.
 """
 
 from __future__ import annotations

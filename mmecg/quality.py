@@ -139,13 +139,18 @@ def _sliding(extreme: np.ufunc, signal: _Signal, window: int) -> _Signal:
 
 
 def _longest_plateau_s(signal: _Signal, rate: float) -> NDArray[np.float64]:
-    """Return the longest stay at exactly the highest or lowest value, if that is far from the median: (leads,), s."""
+    """Return the longest stay at exactly the highest or lowest value: float64, shape (leads,), s.
+
+    0 if that is not far from the median, or surely shorter than :data:`CLIP_S`.
+    """
     median = np.median(signal, axis=1)
     longest = np.zeros(len(signal))
     for row, lead in enumerate(signal):
         for extreme in (lead.max(), lead.min()):
-            if abs(extreme - median[row]) >= CLIP_MV:
-                edges = np.flatnonzero(np.diff(np.r_[False, lead == extreme, False]))
+            held = lead == extreme
+            # Most leads stay there too short even if all their samples there were in a row.
+            if abs(extreme - median[row]) >= CLIP_MV and np.count_nonzero(held) / rate >= CLIP_S:
+                edges = np.flatnonzero(np.diff(np.r_[False, held, False]))
                 longest[row] = max(longest[row], (edges[1::2] - edges[::2]).max() / rate)
     return longest
 

@@ -142,17 +142,21 @@ def prior_evidence(
     """
     found = []
     names = [one.label for one in asked]
+    weights, moved = share[:, list(columns)].mean(axis=1), effect[:, list(columns)]
+    strongest = np.argsort(-np.abs(moved), axis=1, kind="stable")[:, :MOST_MOVED]
     for place, prior in enumerate(priors):
-        moved = dict(zip(names, effect[place, list(columns)].tolist(), strict=True))
-        strongest = sorted(moved.items(), key=lambda item: -abs(item[1]))[:MOST_MOVED]
         found.append(
             PriorEvidence(
                 study_id=prior.study_id,
                 days_before=prior.days_before,
                 source=prior.source,
                 similarity=float("nan") if prior.embedding is None else float(prior.embedding @ embedding),
-                weight=float(share[place, list(columns)].mean()),
-                effects={label: value for label, value in strongest if abs(value) >= MOVED},
+                weight=float(weights[place]),
+                effects={
+                    names[at]: value
+                    for at, value in zip(strongest[place], moved[place, strongest[place]].tolist(), strict=True)
+                    if abs(value) >= MOVED
+                },
             )
         )
     return tuple(found)
@@ -164,14 +168,15 @@ def neighbour_evidence(
     """Return the studies that voted, nearest first, with what they voted for among the labels asked for."""
     if vote is None:
         return ()
+    names, holds = [one.label for one in asked], vote.values[:, list(columns)] >= 0.5
     return tuple(
         NeighbourEvidence(
             study_id=study_id,
             score=float(score),
             weight=float(weight),
-            labels=tuple(one.label for one, column in zip(asked, columns, strict=True) if values[column] >= 0.5),
+            labels=tuple(names[at] for at in np.flatnonzero(held)),
         )
-        for study_id, score, weight, values in zip(vote.study_ids, vote.scores, vote.weights, vote.values, strict=True)
+        for study_id, score, weight, held in zip(vote.study_ids, vote.scores, vote.weights, holds, strict=True)
     )
 
 

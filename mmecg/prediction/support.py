@@ -101,7 +101,7 @@ def _reason(support: Support, lost: Mapping[str, str], duration_s: float) -> str
     """Return why a label is not supported; empty if it is."""
     if duration_s < support.seconds:
         return f"needs {support.seconds:g} s; the recording lasts {duration_s:.3g} s"
-    if any(all(_met(part, lost) for part in parts) for parts in support.needs):
+    if not lost or any(all(_met(part, lost) for part in parts) for parts in support.needs):
         return ""
     needed = ", or ".join(" and ".join(map(str, parts)) for parts in support.needs)
     concerned = {lead for parts in support.needs for part in parts if not _met(part, lost) for lead in part.leads}
