@@ -8,6 +8,7 @@
       model.safetensors    ECG tower, projection, vitals tower, logit scale
       text/                text tower, loadable by SentenceTransformer(path)
       README.md            model card
+      prediction/          heads, optional; see mmecg.prediction.heads
 
 The fingerprint is the hash of ``config.json``'s model part, ``model.safetensors`` and ``text/``: what the embedding
 space depends on. The card can be edited without changing it (but the manifest must then be written again).

@@ -20,7 +20,7 @@ _LIMIT = 30.0
 
 @dataclass(frozen=True, kw_only=True)
 class HistoryRecipe:
-    """How the history head is fitted; chosen on fold 8.
+    """How the history head is fitted; chosen cross-fitted on folds 1-8, with figures in ``mmecg/prediction/README.md``.
 
     Attributes
     ----------
