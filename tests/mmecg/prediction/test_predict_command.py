@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def folder(bundle: Bundle, heads: PredictionHeads, tmp_path_factory: pytest.Temp
     """A bundle with heads, a corpus, and a recording that is in neither."""
     root = tmp_path_factory.mktemp("predict")
     shutil.copytree(DEFAULT_BUNDLE, root / "bundle")
-    write_heads(load_bundle(root / "bundle"), heads)
+    write_heads(replace(bundle, path=root / "bundle"), heads)
     studies = [
         Study(
             study_id=f"s{number}",
@@ -46,8 +47,16 @@ def folder(bundle: Bundle, heads: PredictionHeads, tmp_path_factory: pytest.Temp
     return root
 
 
+@pytest.fixture(scope="module")
+def loaded(folder: Path) -> Bundle:
+    return load_bundle(folder / "bundle")
+
+
 @pytest.fixture
-def predict(folder: Path, capsys: pytest.CaptureFixture[str]):
+def predict(folder: Path, loaded: Bundle, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    """Run the command; the bundle that it names is loaded once for all."""
+    monkeypatch.setattr("mmecg.bundle.load_bundle", {folder / "bundle": loaded}.__getitem__)
+
     def run(*arguments: object) -> tuple[int, str, str]:
         capsys.readouterr()
         where = ["--bundle", folder / "bundle", "--corpus", folder / "corpus"]
@@ -91,9 +100,7 @@ def test_table_of_a_study_of_the_corpus(predict) -> None:
 
 
 def test_plot_shows_both_ecgs(predict, folder: Path, tmp_path: Path) -> None:
-    code, _, err = predict(
-        "--study-id", "s2", "--plot", tmp_path / "now.png", "--method", "occlusion", "--labels", "AFIB"
-    )
+    code, _, err = predict("--study-id", "s2", "--plot", tmp_path / "now.png", "--labels", "AFIB")
     assert code == 0, err
     assert (tmp_path / "now.png").read_bytes().startswith(b"\x89PNG")
     code, out, _ = predict("--ecg", folder / "now.npz", "--plot", tmp_path / "alone.png", "--json", "--no-history")
