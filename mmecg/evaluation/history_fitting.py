@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import binary_cross_entropy_with_logits, silu, softplus
 
+from mmecg.errors import InvalidInputError
 from mmecg.neighbours import NEIGHBOURS
 from mmecg.prediction.cohort import CohortHead, vote_logits
 from mmecg.prediction.history import CHANNELS, HistoryHead, HistoryTokens
@@ -71,7 +72,14 @@ def fit_history(parts: Sequence[HistoryPart], recipe: HistoryRecipe | None = Non
     parts : sequence of HistoryPart
         Each record weighs the same within the own histories, and within the others'.
     recipe : HistoryRecipe, optional
+
+    Raises
+    ------
+    InvalidInputError
+        There is no record with an earlier study of the same patient.
     """
+    if not any(part.own for part in parts):
+        raise InvalidInputError("no record has an earlier study of the same patient, expected some to fit history on")
     recipe = recipe or HistoryRecipe()
     net = _HistoryNet(parts[0].gold.shape[1], recipe)
     batches = _Batches(parts)
