@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from mmecg.ecg import Ecg
 from mmecg.prediction.asked import AskedLabel
 from mmecg.prediction.calibration import shift_prevalence
-from mmecg.prediction.history import Prior
+from mmecg.prediction.history import HistoryEffect, Prior
 from mmecg.prediction.result import Decision, LabelPrediction, NeighbourEvidence, PriorEvidence
 from mmecg.prediction.vote import Vote
 from mmecg.quality import QualityFinding
 
-MOVED = 0.05
-"""Log-odds from which on an earlier study is said to have moved a label."""
+MOVED = 0.005
+"""Probability from which on an earlier study is said to have moved a label."""
 
 MOST_MOVED = 8
 CALIBRATED_S = (9.5, 10.5)
@@ -123,8 +123,7 @@ def prior_evidence(
     asked: Sequence[AskedLabel],
     columns: Sequence[int],
     priors: Sequence[Prior],
-    share: NDArray[np.float32],
-    effect: NDArray[np.float32],
+    history: HistoryEffect,
     embedding: NDArray[np.float32],
 ) -> tuple[PriorEvidence, ...]:
     """Return the earlier studies as evidence, latest first.
@@ -135,15 +134,17 @@ def prior_evidence(
     columns : sequence of int
         That answered them.
     priors : sequence of Prior
-    share, effect : float32, shape (priors, labels)
-        Attention, and the log-odds that each added.
+    history : HistoryEffect
+        Of this study alone.
     embedding : float32, shape (dim,)
         Of the study that is predicted; NaN without an ECG.
     """
     found = []
-    names = [one.label for one in asked]
-    weights, moved = share[:, list(columns)].mean(axis=1), effect[:, list(columns)]
-    strongest = np.argsort(-np.abs(moved), axis=1, kind="stable")[:, :MOST_MOVED]
+    names, answered = [one.label for one in asked], list(columns)
+    weights, effects = history.share[0][:, answered].mean(axis=1), history.effect[0][:, answered]
+    logits = history.logits[0, answered]
+    moved = np.abs(_expit(logits) - _expit(logits - effects))
+    strongest = np.argsort(-moved, axis=1, kind="stable")[:, :MOST_MOVED]
     for place, prior in enumerate(priors):
         found.append(
             PriorEvidence(
@@ -152,11 +153,7 @@ def prior_evidence(
                 source=prior.source,
                 similarity=float("nan") if prior.embedding is None else float(prior.embedding @ embedding),
                 weight=float(weights[place]),
-                effects={
-                    names[at]: value
-                    for at, value in zip(strongest[place], moved[place, strongest[place]].tolist(), strict=True)
-                    if abs(value) >= MOVED
-                },
+                effects={names[at]: float(effects[place, at]) for at in strongest[place] if moved[place, at] >= MOVED},
             )
         )
     return tuple(found)

@@ -213,9 +213,7 @@ class Predictor:
         return Prediction(
             labels=labels,
             changes=find_changes(labels, columns, case.priors),
-            priors=answer.prior_evidence(
-                case.asked, columns, case.priors, history.share[0], history.effect[0], case.embedding
-            ),
+            priors=answer.prior_evidence(case.asked, columns, case.priors, history, case.embedding),
             neighbours=answer.neighbour_evidence(case.asked, columns, vote),
             measurements=self._measurements(case),
             uncertainty=uncertainty,

@@ -141,7 +141,7 @@ class PriorEvidence:
     weight : float
         Share of the history's attention, averaged over the labels that were asked for; the priors' shares sum to 1.
     effects : mapping of str to float
-        Log-odds that it added to each label that it moved most, strongest first.
+        Log-odds that it added to each label whose probability it moved most, that first.
     """
 
     study_id: str

@@ -12,6 +12,7 @@ from mmecg.bundle import Bundle
 from mmecg.datasets.synthetic import synthetic_ecg
 from mmecg.ecg import Ecg
 from mmecg.errors import BundleError, FingerprintMismatchError, QueryError
+from mmecg.prediction.answer import MOVED
 from mmecg.prediction.heads import PredictionHeads
 from mmecg.prediction.predictor import Predictor
 from mmecg.prediction.query import PredictionQuery
@@ -74,9 +75,13 @@ def test_history_cohort_and_evidence(predictor: Predictor, heads: PredictionHead
     assert sum(one.weight for one in found.priors) == pytest.approx(1, abs=1e-5)
     assert np.isnan(found.priors[1].similarity)
     assert 0 < found.priors[0].similarity <= 1
-    moved = [list(map(abs, one.effects.values())) for one in found.priors]
-    assert any(moved)
-    assert all(effects == sorted(effects, reverse=True) for effects in moved)
+    for one in found.priors:
+        at = np.array([found[label].probability for label in one.effects])
+        without = 1 / (1 + (1 / at - 1) * np.exp(list(one.effects.values())))
+        moved = np.abs(at - without)
+        assert len(moved) == 8
+        assert (moved >= MOVED - 1e-6).all()
+        assert (np.diff(moved) <= 1e-6).all(), "what it moved most comes first"
     assert len(found.neighbours) == 10
     assert sum(one.weight for one in found.neighbours) == pytest.approx(1)
     assert not any(one.study_id.startswith("anna") for one in found.neighbours)
