@@ -72,13 +72,12 @@ def discrimination(cases: Cases, system: str, name: str) -> Part:
         enough, some = found.enough, found.some
         everything = found.macro(some)
         precision = auprc(part.gold, part.systems[system])
-        both = {"value_min_10_positives": found.macro().value, "value_all_labels": everything.value}
-        counts = {"n_labels_min_10_positives": int(enough.sum()), "n_labels_all_labels": int(some.sum())}
+        ends = interval(everything.samples)
+        both = {"value_all_labels": everything.value, "low_all_labels": ends.low, "high_all_labels": ends.high,
+                "n_labels_all_labels": int(some.sum())}  # fmt: skip
         rate = part.gold.mean(axis=0)
-        rows.append(
-            macro_row(f"{name}/{task}", part, everything, some, **both, **counts, auprc=_mean(precision, some),
-                      auprc_prevalence=_mean(rate, some))
-        )  # fmt: skip
+        areas = {"auprc": _mean(precision, enough), "auprc_prevalence": _mean(rate, enough)}
+        rows.append(macro_row(f"{name}/{task}", part, found.macro(), enough, **both, **areas))
         columns: dict[str, NDArray[np.float64]] = {}
         for specificity in SPECIFICITIES:
             sensitivity = sensitivity_at(part.gold, part.systems[system], part.weights, specificity)

@@ -33,6 +33,7 @@ VARIANTS: dict[str, str] = {
     "labels_only": "labels of the earlier studies, not their ECGs",
     "embeddings_only": "ECGs of the earlier studies, not their labels",
     "reports_only": "what is mined from the reports of the earlier studies, not their labels",
+    "reordered": "times permuted within each history",
 }
 GAPS: dict[str, tuple[float, float]] = {
     "<1 week": (0, 7), "1-4 weeks": (7, 30), "1-12 months": (30, 365.25), "1-3 years": (365.25, 3 * 365.25),
@@ -156,7 +157,7 @@ def history(cases: Cases, suffix: str = "") -> Part:
         reason = f"no label has 10 positives among the {len(part)} studies with an earlier one"
         keys = ("history_gain", *CONTROLS)
         return Part(tuple(Row.missing(f"{key}/macro_auroc{suffix}", reason) for key in keys))
-    rows = [_gain_row(part, aurocs, name, suffix) for name in ("history", *CONTROLS, *VARIANTS, "control_reordered")
+    rows = [_gain_row(part, aurocs, name, suffix) for name in ("history", *CONTROLS, *VARIANTS)
             if name in aurocs]  # fmt: skip
     rows += _quality_rows(followed, suffix)
     tag = suffix.replace("/", "_")

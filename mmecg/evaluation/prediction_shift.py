@@ -228,6 +228,10 @@ LUDB_LABELS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
+VOLTAGE_LABELS: tuple[str, ...] = ("LVH", "RVH", "LAO/LAE", "RAO/RAE", "superclass/HYP")
+"""Labels that rest on voltages: LUDB stores each lead at a scale of its own, so that II is not I + III."""
+
+
 def read_ludb(folder: Path, labels: Sequence[str]) -> tuple[list[Ecg], NDArray[np.bool_], pl.DataFrame]:
     """Read the LUDB records that there are, with the labels that its findings can be mapped to.
 
@@ -288,9 +292,11 @@ def outside_set(folder: Path, labels: tuple[str, ...], readers: Readers, *, resa
         random = Aurocs.of(gold[:, columns], other, weights[:, :0]).values
         baselines["random_encoder"] = float(random[found.enough].mean())
     everything = found.macro(found.some)
+    readable = found.enough & [labels[at] not in VOLTAGE_LABELS for at in columns]
     row = found.macro().row(
         "ludb/macro_auroc", len(ecgs), baselines, n_labels=int(found.enough.sum()), value_all_labels=everything.value,
-        n_labels_all_labels=int(found.some.sum()),
+        n_labels_all_labels=int(found.some.sum()), value_without_voltage=found.macro(readable).value,
+        n_labels_without_voltage=int(readable.sum()), einthoven_residual=_einthoven_residual(ecgs),
         ece=float(ece_of_labels(gold[:, columns], expit(logits)).mean()),
     )  # fmt: skip
     bounds = [interval(found.samples[:, at]) for at in range(len(columns))]
@@ -307,3 +313,12 @@ def outside_set(folder: Path, labels: tuple[str, ...], readers: Readers, *, resa
         }
     ).with_columns(pl.col(pl.Float64).fill_nan(None))
     return Part((row,), {"ludb_labels": table})
+
+
+def _einthoven_residual(ecgs: Sequence[Ecg]) -> float:
+    """Return the size of II - I - III as a share of the size of II, mean over recordings; 0 where the leads fit."""
+    shares = []
+    for ecg in ecgs:
+        i, ii, iii = ecg.signal[:3] - np.median(ecg.signal[:3], axis=1, keepdims=True)
+        shares.append(float(np.abs(ii - i - iii).mean() / max(np.abs(ii).mean(), 1e-6)))
+    return float(np.mean(shares))

@@ -21,7 +21,7 @@ from mmecg.evaluation.labels import TASKS
 from mmecg.evaluation.metrics import MIN_POSITIVES, auroc, eligible
 from mmecg.evaluation.prediction_cases import Cases, Part
 from mmecg.evaluation.prediction_confidence import Sets
-from mmecg.evaluation.prediction_metrics import Aurocs, ece_if_calibrated
+from mmecg.evaluation.prediction_metrics import Aurocs, ece_if_calibrated, ece_of_labels
 from mmecg.evaluation.results import Row
 
 AGE_GROUPS: dict[str, tuple[float, float]] = {"<50": (0, 50), "50-64": (50, 65), "65-79": (65, 80), "80+": (80, 200)}
@@ -29,8 +29,11 @@ BMI_GROUPS: dict[str, tuple[float, float]] = {
     "<18.5": (0, 18.5), "18.5-24.9": (18.5, 25), "25-29.9": (25, 30), "30+": (30, 1000),
 }  # fmt: skip
 PRIOR_GROUPS: dict[str, tuple[float, float]] = {"0": (0, 1), "1": (1, 2), "2-4": (2, 5), "5+": (5, math.inf)}
-MIN_RECORDS = 200
-"""Beside the worst subgroup of all stands the worst of those with this many studies."""
+MIN_STUDIES = 150
+"""A subgroup with fewer, 10 for each bin, does not count as the one of the largest calibration error."""
+
+DEFINED_BY: dict[str, str] = {"pacing": "PACE"}
+"""Attribute -> the label that defines it, which its subgroups are therefore not asked for."""
 
 MIN_PRESENT = 50
 """A subgroup with fewer positives over all labels does not count as the one of worst coverage."""
@@ -97,11 +100,13 @@ def subgroups(cases: Cases, system: str, sets: NDArray[np.bool_]) -> Part:
     statements = np.flatnonzero(~cases.superclass)
     covered = Sets.of(cases.gold, sets).covered[:, statements]
     part = replace(cases.task("all"), weights=cases.weights[:, :RESAMPLES])
+    rates = part.gold.mean(axis=0)
     lines, cells = [], []
     figures: dict[str, Figure] = {}
     for attribute, value, mask in groups_of(cases):
-        inside = part.take(mask)
-        line, of_labels, error = _subgroup(inside, covered[mask], system)
+        asked = np.array([label != DEFINED_BY.get(attribute) for label in part.labels])
+        inside = _only(part.take(mask), asked)
+        line, of_labels, error = _subgroup(inside, covered[mask][:, asked], system, rates[asked])
         lines.append({"attribute": attribute, "value": value, **line})
         if error is not None:
             figures[f"{attribute} {value}"] = error
@@ -111,8 +116,14 @@ def subgroups(cases: Cases, system: str, sets: NDArray[np.bool_]) -> Part:
     return Part(tuple(rows), {"subgroups": table, "subgroup_labels": pl.concat(cells)})
 
 
+def _only(part: Cases, columns: NDArray[np.bool_]) -> Cases:
+    systems = {name: logits[:, columns] for name, logits in part.systems.items()}
+    labels = tuple(label for label, kept in zip(part.labels, columns, strict=True) if kept)
+    return replace(part, labels=labels, gold=part.gold[:, columns], systems=systems)
+
+
 def _subgroup(
-    inside: Cases, covered: NDArray[np.bool_], system: str
+    inside: Cases, covered: NDArray[np.bool_], system: str, rates: NDArray[np.float64]
 ) -> tuple[dict[str, float | int | bool | None], pl.DataFrame, Figure | None]:
     gold, kept = inside.gold, eligible(inside.gold)
     columns = np.flatnonzero(kept)
@@ -139,6 +150,7 @@ def _subgroup(
     bounds = interval(macro.samples)
     probability = inside.probability(system)[:, columns]
     error = ece(gold[:, columns], probability, inside.weights)
+    constant = np.broadcast_to(rates[columns], probability.shape)
     share = covered.mean(axis=1)
     coverage = interval(bootstrap_mean(share, inside.weights))
     line |= {
@@ -147,6 +159,7 @@ def _subgroup(
         "auroc_high": bounds.high,
         "random_encoder": inside.macro_baselines(kept).get("random_encoder", math.nan),
         "ece": error.value,
+        "ece_prevalence": float(ece_of_labels(gold[:, columns], constant).mean()),
         "ece_if_calibrated": float(ece_if_calibrated(probability, draws=10, seed=inside.seed).mean()),
         "ece_bias_corrected": max(error.value - error.bias, 0.0),
         "coverage": float(share.mean()),
@@ -161,20 +174,22 @@ def _worst_error(table: pl.DataFrame, figures: dict[str, Figure], n: int) -> lis
     shown = table.filter(~pl.col("suppressed"))
     if shown.is_empty():
         return []
-    worst = shown.sort("ece", descending=True).row(0, named=True)
+    large = shown.filter(pl.col("studies") >= MIN_STUDIES)
+    if large.is_empty():
+        return [Row.missing("ece/worst_subgroup", f"no subgroup has {MIN_STUDIES} studies and a label to be asked for")]
+    worst = large.sort("ece", descending=True).row(0, named=True)
     name = f"{worst['attribute']} {worst['value']}"
-    large = shown.filter(pl.col("studies") >= MIN_RECORDS).sort("ece", descending=True)
     extra = {
         "subgroup": name,
         "value_if_calibrated": worst["ece_if_calibrated"],
-        "value_bias_corrected": shown["ece_bias_corrected"].max(),
-        f"value_min_{MIN_RECORDS}_studies": None if large.is_empty() else large["ece"][0],
+        "value_any_size": shown["ece"].max(),
         "value_beyond_noise": (shown["ece"] - shown["ece_if_calibrated"]).max(),
-        "subgroups": shown.height,
+        "subgroups": large.height,
+        "subgroups_too_small": shown.height - large.height,
         "subgroups_suppressed": table.height - shown.height,
         "studies": n,
     }
-    return [figures[name].row("ece/worst_subgroup", worst["studies"], {"prevalence": 0.0}, **extra)]
+    return [figures[name].row("ece/worst_subgroup", worst["studies"], {"prevalence": worst["ece_prevalence"]}, **extra)]
 
 
 def _worst_coverage(table: pl.DataFrame) -> list[Row]:

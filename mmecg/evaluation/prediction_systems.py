@@ -129,7 +129,7 @@ def systems_of(
         variants: dict[str, Sequence[Sequence[Prior]]] = {
             "control_shuffled": shuffled(own, seed=seed),
             "control_other_patient": history_of(data, earlier, rows=followed, owners=owners),
-            "control_reordered": reordered(own, seed=seed),
+            "reordered": reordered(own, seed=seed),
             "labels_only": history_of(data, earlier, rows=followed, embeddings=False),
             "embeddings_only": history_of(data, earlier, rows=followed, labels=False),
             "reports_only": from_reports(data, own),

@@ -79,7 +79,8 @@ def test_discrimination_has_both_means_and_both_baselines(cases: Cases) -> None:
     rows = {row.key: row for row in part.rows}
     assert rows["full/all"].baselines["prevalence"] == 0.5
     assert rows["full/superclass"].baselines["random_encoder"] == pytest.approx(0.5, abs=0.03)
-    assert rows["full/all"].extra["n_labels_min_10_positives"] == 3  # PACE is too rare
+    extra = rows["full/all"].extra
+    assert (extra["n_labels"], extra["n_labels_all_labels"]) == (3, 4)  # PACE is too rare
     assert rows["full/superclass"].n == int(cases.gold[:, 4:].any(axis=1).sum())
     assert rows["full/all/sensitivity_at_90"].value > rows["full/all/sensitivity_at_95"].value
     assert part.tables["labels_full"].height == len(LABELS)
@@ -134,7 +135,11 @@ def test_small_cells_are_suppressed_and_said_so(cases: Cases) -> None:
     assert cells.filter(pl.col("suppressed") != (pl.col("positives") < 10)).is_empty()
     assert cells.filter(pl.col("suppressed"))["auroc"].null_count() == cells["suppressed"].sum()
     rows = {row.key: row for row in part.rows}
-    assert rows["ece/worst_subgroup"].value == table["ece"].max()
+    assert rows["ece/worst_subgroup"].value == table.filter(pl.col("studies") >= 150)["ece"].max()
+    assert rows["ece/worst_subgroup"].extra["value_any_size"] == table["ece"].max()
+    cells_by_pacing = cells.filter(pl.col("attribute") == "pacing")["label"].to_list()
+    assert "AFIB" in cells_by_pacing
+    assert "PACE" not in cells_by_pacing
     assert rows["ece/worst_subgroup"].extra["value_beyond_noise"] < 0.05
     assert rows["conformal90/worst_subgroup"].value == table.filter(pl.col("positives") >= 50)["coverage"].min()
 

@@ -119,6 +119,8 @@ def test_the_outside_set_has_both_means_and_baselines(readers: Readers) -> None:
     (row,) = part.rows
     assert row.n == 100
     assert (row.extra["n_labels"], row.extra["n_labels_all_labels"]) == (2, 3)
+    assert row.extra["n_labels_without_voltage"] == 1
+    assert row.extra["einthoven_residual"] > 0.2  # each lead has a scale of its own
     assert row.baselines.keys() == {"prevalence", "random_encoder"}
     assert part.tables["ludb_labels"]["label"].to_list() == list(LABELS)
 
