@@ -17,6 +17,7 @@ from mmecg.datasets.synthetic import synthetic_ecg
 from mmecg.ecg import LEADS
 from mmecg.prediction.compare import changed_leads, find_beats
 from mmecg.prediction.heads import PredictionHeads, write_heads
+from mmecg.report import Report
 from mmecg.retriever import Retriever
 from mmecg.study import Study
 from mmecg.vitals import Vitals
@@ -41,6 +42,8 @@ def folder(bundle: Bundle, heads: PredictionHeads, tmp_path_factory: pytest.Temp
         )
         for number in range(30)
     ]
+    words = Report.from_text("atrial fibrillation")
+    studies.append(replace(studies[2], study_id="words", ecg=None, labels={}, report=words))
     with Corpus.create(root / "corpus", bundle.fingerprint) as corpus:
         Retriever(bundle.encoder, corpus).ingest(studies)
     np.savez(root / "now.npz", signal=synthetic_ecg(seed=77).signal, sampling_rate_hz=100.0, leads=LEADS)
@@ -107,6 +110,24 @@ def test_plot_shows_both_ecgs(predict, folder: Path, tmp_path: Path) -> None:
     assert code == 0
     assert len(json.loads(out)["saliency"]) == 1
     assert (tmp_path / "alone.png").stat().st_size < (tmp_path / "now.png").stat().st_size
+
+
+def test_a_study_of_words_and_a_single_lead(predict, folder: Path, tmp_path: Path) -> None:
+    code, out, err = predict("--study-id", "words", "--plot", tmp_path / "words.png", "--labels", "AFIB", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["saliency"] == []
+    assert found["labels"][0]["single"] > 0.8
+    assert "no_ecg" in found["flags"]
+    np.savez(tmp_path / "one.npz", signal=synthetic_ecg().signal[1:2], sampling_rate_hz=100.0, leads=["II"])
+    code, out, err = predict(
+        "--ecg", tmp_path / "one.npz", "--plot", tmp_path / "one.png", "--labels", "NORM", "--json"
+    )
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["labels"][0]["probability"] is None
+    assert found["labels"][0]["decision"] == "not_supported"
+    assert (tmp_path / "one.png").is_file()
 
 
 @pytest.mark.parametrize(
