@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
+from math import isnan
 from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
@@ -308,7 +309,7 @@ def _parse_source(message: pb.PredictRequest, find: Callable[[str], Study]) -> S
 
 
 def _render_label(one: LabelPrediction) -> pb.LabelPrediction:
-    numbers = {name: value for name in _NUMBERS if not np.isnan(value := getattr(one, name))}
+    numbers = {name: value for name in _NUMBERS if not isnan(value := getattr(one, name))}
     return pb.LabelPrediction(
         label=one.label,
         conformal_set=one.conformal_set,
@@ -357,7 +358,7 @@ def _render_prior(one: PriorEvidence) -> pb.PriorEvidence:
         study_id=one.study_id,
         days_before=one.days_before,
         source=_number_of(_SOURCES, one.source),
-        similarity=None if np.isnan(one.similarity) else one.similarity,
+        similarity=None if isnan(one.similarity) else one.similarity,
         weight=one.weight,
         effects=[pb.LabelEffect(label=label, log_odds=value) for label, value in one.effects.items()],
     )
