@@ -120,9 +120,9 @@ class _ExplanationMethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Exp
     EXPLANATION_METHOD_UNSPECIFIED: _ExplanationMethod.ValueType  # 0
     """Integrated gradients."""
     EXPLANATION_METHOD_INTEGRATED_GRADIENTS: _ExplanationMethod.ValueType  # 1
-    """Gradient along the path from a flat line to the recording, times the recording; about a quarter of a second."""
+    """Gradient along the path from a flat line to the recording, times the recording; about a second."""
     EXPLANATION_METHOD_OCCLUSION: _ExplanationMethod.ValueType  # 2
-    """What is lost where 0.2 s of one lead are blanked; about a second."""
+    """What is lost where 0.2 s of one lead are blanked; about three seconds."""
 
 class ExplanationMethod(_ExplanationMethod, metaclass=_ExplanationMethodEnumTypeWrapper):
     """How a prediction is explained."""
@@ -130,9 +130,9 @@ class ExplanationMethod(_ExplanationMethod, metaclass=_ExplanationMethodEnumType
 EXPLANATION_METHOD_UNSPECIFIED: ExplanationMethod.ValueType  # 0
 """Integrated gradients."""
 EXPLANATION_METHOD_INTEGRATED_GRADIENTS: ExplanationMethod.ValueType  # 1
-"""Gradient along the path from a flat line to the recording, times the recording; about a quarter of a second."""
+"""Gradient along the path from a flat line to the recording, times the recording; about a second."""
 EXPLANATION_METHOD_OCCLUSION: ExplanationMethod.ValueType  # 2
-"""What is lost where 0.2 s of one lead are blanked; about a second."""
+"""What is lost where 0.2 s of one lead are blanked; about three seconds."""
 Global___ExplanationMethod: _TypeAlias = ExplanationMethod  # noqa: Y015
 
 @_typing.final
