@@ -108,6 +108,7 @@ def render_page(found: PredictionEvaluation, pictures: Mapping[str, bytes]) -> s
 {_targets(rows)}
 <nav><h2>Contents</h2><ol>{contents}</ol></nav>
 {body}
+<section id="run"><h2>How it was run</h2>{_run_table(evaluation.run)}</section>
 <section id="all"><h2>All rows</h2><details><summary>{len(rows)} rows, as in metrics.json</summary>
 {_row_table(evaluation.rows)}</details></section>
 </body></html>
@@ -178,7 +179,7 @@ def _row_table(rows: Sequence[Row]) -> str:
 
 def _figure_cells(row: Row) -> str:
     bounds = f"{_number(row.low)} to {_number(row.high)}" if math.isfinite(row.low) else "–"
-    return f'<td class="value">{_number(row.value)}</td><td>{bounds}</td><td>{row.n}</td>'
+    return f'<td class="value">{_number(row.value)}</td><td class="bounds">{bounds}</td><td>{row.n}</td>'
 
 
 def _baselines(row: Row) -> str:
@@ -192,6 +193,25 @@ def _extras(row: Row) -> str:
             continue
         parts.append(f"{name.replace('_', ' ')} {_cell(value)}")
     return ", ".join(parts)
+
+
+def _run_table(run: Mapping[str, Any]) -> str:
+    """Return what was run on what: the entries of ``run.json`` that are not shown elsewhere."""
+    lines = [
+        f"<tr><th>{html.escape(name.replace('_', ' '))}</th><td>{html.escape(_plain(value))}</td></tr>"
+        for name, value in run.items()
+        if name not in ("notes", "skipped")
+    ]
+    left_out = "".join(f"<li>{html.escape(f'{record}: {reason}')}</li>" for record, reason in _skipped(run))
+    return f"<table>{''.join(lines)}</table>" + (f"<p>Left out:</p><ul>{left_out}</ul>" if left_out else "")
+
+
+def _skipped(run: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(str(one["record"]), str(one["reason"])) for one in run["skipped"]]
+
+
+def _plain(value: Any) -> str:
+    return _list(value) if isinstance(value, list | tuple) else str(value)
 
 
 def _data_table(table: pl.DataFrame) -> str:
@@ -224,7 +244,7 @@ h1{font-size:1.6rem}h2{font-size:1.2rem;margin-top:1.4rem}small,.note,figcaption
 section{border-top:2px solid #1f5f99;padding:.2rem 0 1rem}p{max-width:80ch}
 table{border-collapse:collapse;font-size:13px;margin:.6rem 0;display:block;overflow-x:auto}
 th,td{text-align:left;padding:.2rem .7rem .2rem 0;border-bottom:1px solid #e3e8ed;vertical-align:top}
-th{background:#f4f6f8;white-space:nowrap}td.value{font-weight:600}td.yes{color:#2f7d4f;font-weight:600}
+th{background:#f4f6f8;white-space:nowrap}td.value{font-weight:600}td.value,td.bounds{white-space:nowrap}td.yes{color:#2f7d4f;font-weight:600}
 td.no{color:#c8374a;font-weight:600}figure{margin:1rem 0}img{max-width:100%;height:auto;border:1px solid #e3e8ed}
 figcaption{font-size:13px;max-width:90ch}details{margin:.5rem 0}summary{cursor:pointer;color:#1f5f99}
 .warn{background:#fff7e0;border-left:4px solid #c77c11;padding:.5rem .5rem .5rem 2rem}nav ol{columns:2}
