@@ -21,6 +21,7 @@ from pathlib import Path
 from mmecg.assets import DEMO_CORPUS
 from mmecg.cli import main as mmecg
 from mmecg.cli.output import describe_vitals, note, print_hits
+from mmecg.cli.prediction_output import print_prediction
 from mmecg.client import Client
 from mmecg.datasets.parquet import read_studies
 from mmecg.search import Filter
@@ -71,6 +72,7 @@ def ask(client: Client, port: int, picture: Path) -> None:
     vitals = Vitals(age_years=25, sex="male")
     print_hits(client.search(vitals=vitals, top_k=3), title=f"vitals -> ECG: {describe_vitals(vitals)}")
     print_labels(client, query)
+    predict_with_history(client)
     median_ms = 1e3 * statistics.median(seconds(client, query) for _ in range(CALLS))
     note(f"one ECG search over gRPC took {median_ms:.1f} ms (median of {CALLS}, one client)")
     note("the same from the command line, drawn on ECG paper")
@@ -86,6 +88,18 @@ def print_labels(client: Client, study: Study) -> None:
     for said in client.mine_labels(study_id=study.study_id).assertions:
         probability = "" if said.probability is None else f"{said.probability:.2f}"
         print(f" {said.finding:<27} {said.status:<16} {probability:<5} “{report[said.start : said.end]}”")
+
+
+def predict_with_history(client: Client) -> None:
+    """Predict the last study of the patient who has the most, from its ECG and the patient's earlier studies."""
+    by_subject: dict[str, list[Study]] = {}
+    for study in read_studies(DEMO_CORPUS, with_signal=False):
+        by_subject.setdefault(study.subject_id, []).append(study)
+    studies = sorted(max(by_subject.values(), key=len), key=lambda study: (study.acquired_at, study.study_id))
+    last = studies[-1]
+    note(f"prediction: study {last.study_id}, from its ECG and the {len(studies) - 1} earlier studies of the patient")
+    print_prediction(client.predict(study_id=last.study_id), [], everything=False)
+    note(f"the study's own codes, which were not used: {', '.join(sorted(last.labels))}")
 
 
 def seconds(client: Client, query: Study) -> float:

@@ -18,6 +18,13 @@ if TYPE_CHECKING:
 SHOWN_FROM = 0.1
 """Probability from which on a label is printed if nobody asked for it by name."""
 
+_SUPERCLASS_NAMES = {
+    "NORM": "normal ECG",
+    "MI": "any myocardial infarction",
+    "STTC": "any ST/T change",
+    "CD": "any conduction disturbance",
+    "HYP": "any hypertrophy",
+}
 _SHOWN_NEIGHBOURS = 5
 _SHOWN_EFFECTS = 5
 _DAYS_A_YEAR = 365.25
@@ -123,9 +130,9 @@ def span(days: float) -> str:
 
 
 def describe_effects(effects: Any) -> str:
-    """Return what an earlier study moved, strongest first: ``+1.2 AFIB, -0.4 SR``."""
+    """Return what an earlier study moved, strongest first: ``+1.23 AFIB, -0.40 SR``."""
     strongest = list(effects.items())[:_SHOWN_EFFECTS]
-    return ", ".join(f"{value:+.1f} {label}" for label, value in strongest)
+    return ", ".join(f"{value:+.2f} {label}" for label, value in strongest)
 
 
 def _is_telling(one: LabelPrediction, changed: Any) -> bool:
@@ -171,7 +178,7 @@ def _name(label: str) -> str:
     from mmecg.prediction.result import SUPERCLASS_PREFIX
 
     if label.startswith(SUPERCLASS_PREFIX):
-        return "superclass"
+        return _SUPERCLASS_NAMES[label.removeprefix(SUPERCLASS_PREFIX)]
     return next((finding.name for finding in load_vocabulary().findings if finding.id == label), "")
 
 

@@ -31,7 +31,7 @@ def test_integrated_gradients_add_up(bundle: Bundle, head: SingleHead) -> None:
         gap = one.logit - one.baseline_logit
         assert one.values.shape == (12, 1000)
         assert abs(gap) > 0.5
-        assert one.values.sum() == pytest.approx(gap, abs=0.005 * np.abs(one.values).sum())
+        assert one.values.sum() == pytest.approx(gap, abs=0.005 * float(np.abs(one.values).sum()))
         assert sum(one.lead_shares.values()) == pytest.approx(1)
 
 
