@@ -152,11 +152,13 @@ def _render_section(
                 table = tables[name + suffix]
                 inside = _data_table(table)
                 heading = f"{html.escape(caption + words)} ({table.height} lines)"
-                parts.append(f"<details><summary>{heading}</summary>{inside}</details>")
+                parts.append(
+                    f"<details{' open' * (table.height <= _FEW)}><summary>{heading}</summary>{inside}</details>"
+                )
     return f'<section id="{section.key}"><h2>{html.escape(section.title)}</h2>{"".join(parts)}</section>'
 
 
-_MANY = 40
+_MANY, _FEW = 40, 15
 
 
 def _picture(content: bytes, caption: str) -> str:
