@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from mmecg.prediction.predictor import Predictor
     from mmecg.prediction.query import PredictionQuery
     from mmecg.prediction.result import Prediction, PredictionOptions, Saliency
-    from mmecg.search import CorpusStore
     from mmecg.study import Study
 
 _EXAMPLES = """\
@@ -85,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     bundle = load_bundle(args.bundle)
     with open_retriever_of(bundle, args.corpus) as retriever:
         predictor = Predictor(bundle, retriever.corpus)
-        study = recording or _study(args, retriever.corpus)
+        study = recording or retriever.corpus.get([args.study_id])[0]
         query = PredictionQuery(study=study, subject_id=args.subject_id, as_of=as_of, vitals=vitals, options=options)
         found = predictor.predict_many([query])[0]
         maps = _explain(args, predictor, query, found)
@@ -121,15 +120,6 @@ def _options(args: argparse.Namespace) -> PredictionOptions:
         use_cohort=not args.no_cohort,
         max_history=args.max_history,
     )
-
-
-def _study(args: argparse.Namespace, corpus: CorpusStore) -> Study:
-    from mmecg.errors import QueryError
-
-    study = corpus.get([args.study_id])[0]
-    if args.subject_id not in (None, study.subject_id):
-        raise QueryError("--subject is not the subject of --study-id, expected one of them; leave it out")
-    return study
 
 
 def _parse_time(text: str) -> datetime:

@@ -101,7 +101,8 @@ def panels(query: PredictionQuery, found: Prediction, maps: Sequence[Saliency], 
     changed = {one.label: one for one in found.changes}
     telling = [one for one in found.labels if _is_telling(one, changed)]
     telling.sort(key=lambda one: -one.probability if one.probability >= 0 else 0.0)
-    facts = [
+    facts = [_summary(found)] if _summary(found) else []
+    facts += [
         f"{one.label}  {one.probability:.2f} ({one.low:.2f}-{one.high:.2f})  {_word(one, changed.get(one.label))}"
         for one in telling[:14]
     ]
@@ -111,7 +112,7 @@ def panels(query: PredictionQuery, found: Prediction, maps: Sequence[Saliency], 
     if marks:
         text += f" Median beats differ most in {', '.join(list(marks)[:4])}."
     shade = Shade(maps[0].values, maps[0].sampling_rate_hz) if maps else None
-    shown = [Panel("Now", _summary(found), facts, text, query.ecg, marks=frozenset(marks), shade=shade)]
+    shown = [Panel("Now", "", facts, text, query.ecg, marks=frozenset(marks), shade=shade)]
     if before is not None and before.acquired_at is not None:
         weight = next(one for one in found.priors if one.study_id == before.study_id)
         said = [f"study {before.study_id}", describe_vitals(before.vitals), describe_labels(before)]

@@ -17,13 +17,16 @@ PRESENT_FROM = 0.5
 """Probability in an earlier study from which on a label counts as present there."""
 
 
-def last_knowing(column: int, priors: Sequence[Prior]) -> Prior | None:
-    """Return the latest earlier study in which a label is known; ``priors`` are latest first."""
-    return next((prior for prior in priors if prior.known[column] == prior.known[column]), None)
+def was_there(columns: Sequence[int], known: Sequence[float]) -> bool | None:
+    """Return whether a label was there, given what is known of the heads any of which makes it present; or None."""
+    values = [known[column] for column in columns]
+    if any(value >= PRESENT_FROM for value in values):
+        return True
+    return False if all(value == value for value in values) else None  # NaN: it may have been there
 
 
 def find_changes(
-    predicted: Sequence[LabelPrediction], columns: Sequence[int], priors: Sequence[Prior]
+    predicted: Sequence[LabelPrediction], columns: Sequence[Sequence[int]], priors: Sequence[Prior]
 ) -> tuple[LabelChange, ...]:
     """Return what is new, gone or persists, in this order, most probable first where it is there now.
 
@@ -32,17 +35,18 @@ def find_changes(
     Parameters
     ----------
     predicted : sequence of LabelPrediction
-    columns : sequence of int
-        Column of each label in :attr:`Prior.known`.
+    columns : sequence of sequence of int
+        Columns of each label in :attr:`Prior.known`, any of which makes it present.
     priors : sequence of Prior
         Latest first.
     """
     found: list[tuple[LabelPrediction, Prior, Literal["new", "gone", "persists"]]] = []
-    for one, column in zip(predicted, columns, strict=True):
-        prior = last_knowing(column, priors)
+    known = [(prior, prior.known.tolist()) for prior in priors]
+    for one, any_of in zip(predicted, columns, strict=True):
+        told = ((prior, was_there(any_of, values)) for prior, values in known)
+        prior, before = next(((prior, there) for prior, there in told if there is not None), (None, None))
         if prior is None or one.decision not in ("present", "absent"):
             continue
-        before = bool(prior.known[column] >= PRESENT_FROM)
         if one.decision == "present":
             found.append((one, prior, "persists" if before else "new"))
         elif before:

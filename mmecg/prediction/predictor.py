@@ -212,7 +212,7 @@ class Predictor:
         wants_vote = options.use_cohort and ecg is not None
         return Prediction(
             labels=labels,
-            changes=find_changes(labels, columns, case.priors),
+            changes=find_changes(labels, [one.columns for one in case.asked], case.priors),
             priors=answer.prior_evidence(case.asked, columns, case.priors, history, case.embedding),
             neighbours=answer.neighbour_evidence(case.asked, columns, vote),
             measurements=self._measurements(case),
@@ -301,7 +301,7 @@ def _flags(case: _Case) -> list[str]:
     query = case.query
     flags = time_flags(query) if query.options.use_history or query.as_of else []
     flags += [flag for flag in case.earlier.flags if flag not in flags]
-    if vitals_contradict(query.known_vitals, query.moment, case.earlier.studies):
+    if vitals_contradict(query.known_vitals, query.aged_at, case.earlier.studies):
         flags.append("implausible_vitals")
     if query.ecg is None:
         flags.append("no_ecg")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from mmecg.ecg import Ecg
+from mmecg.errors import QueryError
 from mmecg.prediction.result import PredictionOptions
 from mmecg.study import Study, check_id, without_zone
 from mmecg.vitals import Vitals
@@ -32,7 +33,7 @@ class PredictionQuery:
     study : Study or Ecg
         Its labels and its report are not read if it has an ECG: they are what is predicted.
     subject_id : str, optional
-        Default that of the study.
+        Default that of the study; no other than that.
     as_of : datetime, optional
         Only studies strictly before it are history; default when the study was acquired.
     extra_history : sequence of Study
@@ -40,6 +41,11 @@ class PredictionQuery:
     vitals : Vitals, optional
         Default those of the study.
     options : PredictionOptions
+
+    Raises
+    ------
+    QueryError
+        ``subject_id`` is not the subject of the study.
     """
 
     study: Study | Ecg
@@ -52,6 +58,12 @@ class PredictionQuery:
     def __post_init__(self) -> None:
         if self.subject_id is not None:
             check_id(self.subject_id, "subject_id")
+        if isinstance(self.study, Study) and self.subject_id not in (None, self.study.subject_id):
+            raise QueryError(
+                "subject_id is not the subject of the study, expected the same; leave it out, or send the recording "
+                "alone",
+                field="subject_id",
+            )
 
     @property
     def ecg(self) -> Ecg | None:
@@ -80,6 +92,11 @@ class PredictionQuery:
         return None if moment is None else without_zone(moment)
 
     @property
+    def aged_at(self) -> datetime | None:
+        """When the vitals hold: when the study was acquired, else ``as_of``."""
+        return self.moment if self.acquired_at is None else without_zone(self.acquired_at)
+
+    @property
     def known_vitals(self) -> Vitals:
         """The vitals that count."""
         return self.vitals or (Vitals() if isinstance(self.study, Ecg) else self.study.vitals)
@@ -104,8 +121,8 @@ def is_before_birth(moment: datetime, aged_at: datetime, age_years: float) -> bo
     return aged_at - moment > (oldest + 1) * YEAR
 
 
-def vitals_contradict(vitals: Vitals, moment: datetime | None, earlier: Iterable[Study]) -> bool:
-    """Return whether vitals contradict each other, or age or sex contradict earlier studies."""
+def vitals_contradict(vitals: Vitals, aged_at: datetime | None, earlier: Iterable[Study]) -> bool:
+    """Return whether vitals of a time contradict each other, or age or sex contradict earlier studies."""
     if vitals.height_cm is not None and vitals.weight_kg is not None:
         index = vitals.weight_kg / (vitals.height_cm / 100) ** 2
         if not BMI_RANGE[0] <= index <= BMI_RANGE[1]:
@@ -115,9 +132,9 @@ def vitals_contradict(vitals: Vitals, moment: datetime | None, earlier: Iterable
         if None not in (vitals.sex, was.sex) and vitals.sex != was.sex:
             return True
         ages = (vitals.age_years, was.age_years)
-        if moment is None or study.acquired_at is None or ages[0] is None or ages[1] is None:
+        if aged_at is None or study.acquired_at is None or ages[0] is None or ages[1] is None:
             continue
-        expected = ages[1] + (moment - without_zone(study.acquired_at)) / YEAR
+        expected = ages[1] + (aged_at - without_zone(study.acquired_at)) / YEAR
         if abs(ages[0] - expected) > AGE_SLACK_YEARS and max(ages[0], ages[1]) < MASKED_AGE_YEARS:
             return True
     return False

@@ -152,8 +152,8 @@ class PredictRequest(_message.Message):
     study_id: _builtins.str
     """A study of the corpus."""
     subject_id: _builtins.str
-    """Whose earlier studies count. Unset means the subject of the study. A subject that the corpus does not know is
-    flagged, not refused.
+    """Whose earlier studies count. Unset means the subject of the study, and no other may be given with a study. A
+    subject that the corpus does not know is flagged, not refused.
     """
     @_builtins.property
     def ecg(self) -> _ecg_pb2.Ecg:

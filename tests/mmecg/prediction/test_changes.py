@@ -30,7 +30,7 @@ def prior(study_id: str, days: float, **known: float) -> Prior:
 
 def changes(decisions: dict[str, str], priors: list[Prior]):
     rows = [predicted(label, decisions.get(label, "absent"), 0.5) for label in LABELS]
-    return find_changes(rows, range(len(LABELS)), priors)
+    return find_changes(rows, [(column,) for column in range(len(LABELS))], priors)
 
 
 def test_each_label_is_compared_with_the_last_study_that_knows_it() -> None:
@@ -63,3 +63,15 @@ def test_a_replacement_needs_both_changes() -> None:
 @pytest.mark.parametrize("priors", [[], [prior("p", 1)]], ids=["none", "nothing known"])
 def test_nothing_to_compare_with(priors: list[Prior]) -> None:
     assert changes({"AFIB": "present"}, priors) == ()
+
+
+def test_a_label_of_several_heads_was_there_if_any_of_them_was() -> None:
+    def kinds(decision: str, *priors: Prior) -> list[tuple[str, str]]:
+        found = find_changes([predicted("either", decision, 0.5)], [(0, 1)], priors)
+        return [(one.change, one.prior_study_id) for one in found]
+
+    other_one = prior("p", 1, CLBBB=0.0, AFIB=1.0)
+    assert kinds("present", other_one) == [("persists", "p")]
+    assert kinds("absent", other_one) == [("gone", "p")]
+    assert kinds("present", prior("part", 1, CLBBB=0.0), prior("p", 2, CLBBB=0.0, AFIB=0.0)) == [("new", "p")]
+    assert kinds("present", prior("part", 1, CLBBB=0.0)) == [], "the other one may have been there"

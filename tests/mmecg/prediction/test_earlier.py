@@ -133,7 +133,7 @@ def test_a_study_deleted_meanwhile_is_left_out(corpus: Corpus, monkeypatch: pyte
 def test_flags(corpus: Corpus) -> None:
     bare = synthetic_ecg()
     assert find_earlier(query(study=bare), corpus).flags == ("no_subject",)
-    assert find_earlier(query(subject_id="nobody"), corpus).flags == ("unknown_subject",)
+    assert find_earlier(query(study=study(20, subject_id="nobody")), corpus).flags == ("unknown_subject",)
     assert find_earlier(query(study=study(0)), corpus).flags == ("no_history",)
     assert find_earlier(query(), None).flags == ("no_history",)
     assert find_earlier(query(study=study(20, acquired_at=None)), corpus).studies == ()
@@ -178,3 +178,18 @@ def test_flags_of_the_time(changes: dict, flags: list[str]) -> None:
 def test_vitals_that_contradict(now: Vitals, contradict: bool) -> None:
     earlier = [study(0), study(1, vitals=Vitals())]
     assert vitals_contradict(now, START + timedelta(days=3652), earlier) is contradict
+
+
+def test_vitals_hold_when_the_study_was_acquired_and_not_at_as_of(corpus: Corpus) -> None:
+    asked = query(as_of=START + timedelta(days=365 * 30))
+    earlier = find_earlier(asked, corpus).studies
+    assert earlier
+    assert not vitals_contradict(asked.known_vitals, asked.aged_at, earlier)
+    assert query(study=Ecg.from_array(np.ones((12, 200)), sampling_rate_hz=100), as_of=START).aged_at == START
+
+
+def test_a_study_is_not_predicted_as_that_of_another_subject() -> None:
+    with pytest.raises(QueryError, match="not the subject of the study") as caught:
+        query(subject_id="bert")
+    assert caught.value.field == "subject_id"
+    assert "anna" not in str(caught.value)

@@ -13,10 +13,14 @@ from mmecg_index.corpus import Corpus
 from mmecg.assets import DEFAULT_BUNDLE
 from mmecg.bundle import Bundle, load_bundle
 from mmecg.cli import main
+from mmecg.cli.prediction_output import panels
 from mmecg.datasets.synthetic import synthetic_ecg
 from mmecg.ecg import LEADS
 from mmecg.prediction.compare import changed_leads, find_beats
 from mmecg.prediction.heads import PredictionHeads, write_heads
+from mmecg.prediction.predictor import Predictor
+from mmecg.prediction.query import PredictionQuery
+from mmecg.prediction.result import LabelChange
 from mmecg.report import Report
 from mmecg.retriever import Retriever
 from mmecg.study import Study
@@ -110,6 +114,19 @@ def test_plot_shows_both_ecgs(predict, folder: Path, tmp_path: Path) -> None:
     assert code == 0
     assert len(json.loads(out)["saliency"]) == 1
     assert (tmp_path / "alone.png").stat().st_size < (tmp_path / "now.png").stat().st_size
+
+
+def test_a_long_summary_of_changes_is_not_drawn_over_the_heading(loaded: Bundle) -> None:
+    query = PredictionQuery(study=synthetic_ecg())
+    found = Predictor(loaded).predict_many([query])[0]
+    changes = tuple(
+        LabelChange(label=label, change="gone", prior_study_id="p", days_before=1, source="labels", probability=0.1)
+        for label in ("superclass/STTC", "superclass/CD", "LAFB")
+    )
+    (panel,) = panels(query, replace(found, changes=changes), [], None)
+    assert (panel.heading, panel.score) == ("Now", "")
+    assert panel.facts[0] == "gone: superclass/STTC, superclass/CD, LAFB"
+    assert "gone" not in panels(query, found, [], None)[0].facts[0]
 
 
 def test_a_study_of_words_and_a_single_lead(predict, folder: Path, tmp_path: Path) -> None:

@@ -147,6 +147,12 @@ def test_what_is_odd_is_flagged(client, arguments, flag):
     assert all(one.probability == one.single for one in got.labels if not got.history_used)
 
 
+def test_a_study_of_another_subject_is_refused(client):
+    with pytest.raises(QueryError, match="not the subject of the study") as caught:
+        client.predict(make_study(0), subject_id="other")
+    assert caught.value.field == "subject_id"
+
+
 def test_a_stream_answers_every_item_in_its_place(client):
     asked = [
         PredictionQuery(study=make_study(0)),

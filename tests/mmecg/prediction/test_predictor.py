@@ -268,14 +268,33 @@ def test_site_prevalence_shifts_and_sets_stay(predictor: Predictor, heads: Predi
         ({"as_of": datetime.now(UTC) + timedelta(days=9)}, "as_of_in_future"),
         ({"as_of": datetime(1900, 1, 1)}, "before_birth"),
         ({"vitals": Vitals(age_years=20)}, "implausible_vitals"),
-        ({"subject_id": "nobody"}, "unknown_subject"),
+        ({"study": study(7, "nobody")}, "unknown_subject"),
     ],
 )
 def test_doubtful_requests_are_answered_and_flagged(predictor: Predictor, changes: dict, flag: str) -> None:
-    found = predictor.predict(study(7, "anna"), **changes)
+    found = predictor.predict(**({"study": study(7, "anna")} | changes))
     assert flag in found.flags
     assert len(found.flags) == len(set(found.flags))
     assert all(np.isfinite(one.probability) for one in found.labels)
+
+
+def test_an_old_study_seen_from_later_has_plausible_vitals(predictor: Predictor) -> None:
+    found = predictor.predict(study(7, "anna"), as_of=START + timedelta(days=365 * 20))
+    assert "implausible_vitals" not in found.flags
+
+
+def test_the_change_of_a_code_is_that_of_all_its_heads(predictor: Predictor, heads: PredictionHeads) -> None:
+    """Whichever of the two blocks was there: a left bundle branch block was."""
+    asked = PredictionOptions(labels=("LBBB",), level=0.5)
+    added = [study(5, "zoe", labels={name: 100.0}) for name in ("CLBBB", "ILBBB")]
+    kinds = set()
+    for seed in range(40):
+        now = study(7, "zoe", ecg=synthetic_ecg(seed=seed))
+        answers = [predictor.predict(now, extra_history=[one], options=asked) for one in added]
+        for found in answers:
+            kinds.update((found.labels[0].decision, one.change) for one in found.changes)
+    assert kinds, "something is decided"
+    assert kinds <= {("present", "persists"), ("absent", "gone")}
 
 
 def test_no_time_means_no_history(predictor: Predictor) -> None:
