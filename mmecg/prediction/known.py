@@ -27,6 +27,7 @@ from mmecg.labels.report_miner import ReportMiner
 from mmecg.labels.vocabulary import Relation, load_vocabulary
 from mmecg.labels.weights import load_text_evidence
 from mmecg.prediction.result import SUPERCLASS_PREFIX, Source
+from mmecg.report import MAX_TEXT_CHARS
 from mmecg.study import Study
 
 _REMEMBERED = 4096
@@ -87,10 +88,15 @@ class KnownLabels:
     def text_logits(self, study: Study) -> NDArray[np.float64] | None:
         """Return what the text of a study says of every label: float64, shape (labels,), log-odds.
 
-        The text is the report and the notes that were certainly written before the ECG. None if nothing is found in it.
+        The text is the report and the notes that were certainly written before the ECG, as many of them as are mined at
+        once. None if nothing is found in it.
         """
         texts = [study.report.raw if study.report else "", *(note.text for note in study.notes_before_ecg())]
-        return self._read("\n".join(filter(str.strip, texts)))
+        read = ""
+        for text in filter(str.strip, texts):
+            if len(read) + len(text) < MAX_TEXT_CHARS:
+                read += f"\n{text}" if read else text
+        return self._read(read)
 
     def implied(self, findings: Iterable[str]) -> frozenset[str]:
         """Return the labels that follow from findings, themselves included."""

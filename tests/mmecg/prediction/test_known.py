@@ -1,5 +1,7 @@
 """What is known of an earlier study: labels before report before nothing."""
 
+from datetime import datetime
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,7 @@ from mmecg.labels.report_miner import ReportMiner
 from mmecg.labels.weights import load_text_evidence
 from mmecg.prediction.known import KnownLabels
 from mmecg.report import Report
-from mmecg.study import Study
+from mmecg.study import ClinicalNote, Study
 
 LABELS = (
     *load_text_evidence().labels,
@@ -87,3 +89,19 @@ def test_text_of_a_study_gives_every_label_a_probability(known: KnownLabels) -> 
     assert logits[place["superclass/MI"]] > logits[place["IMI"]] > 0
     assert logits[place["SR"]] < -2
     assert known.text_logits(Study(study_id="s", subject_id="p")) is None
+
+
+def test_notes_beyond_what_is_mined_at_once_do_not_silence_the_report(known: KnownLabels) -> None:
+    moment = datetime(2000, 1, 1)
+    study = Study(study_id="s", subject_id="p", acquired_at=moment, report=Report.from_text("atrial fibrillation"))
+    long = Study(
+        study_id="s",
+        subject_id="p",
+        acquired_at=moment,
+        report=study.report,
+        notes=tuple(ClinicalNote("cough. " * 2800, written_at=moment) for _ in range(3)),
+    )
+    found, alone = known.text_logits(long), known.text_logits(study)
+    assert found is not None
+    assert alone is not None
+    np.testing.assert_array_equal(found, alone)
