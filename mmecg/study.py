@@ -115,8 +115,17 @@ class History:
 
 
 def without_zone(moment: datetime) -> datetime:
-    """Return a time as all times are compared and stored: UTC if it has a zone, as it is if it has none."""
-    return moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)
+    """Return a time as all times are compared and stored: UTC if it has a zone, as it is if it has none.
+
+    Raises
+    ------
+    InvalidInputError
+        In UTC it lies outside the years 1 to 9999.
+    """
+    try:
+        return moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)
+    except OverflowError:
+        raise InvalidInputError("time is outside the years 1 to 9999 in UTC, expected one within; check it") from None
 
 
 def check_id(value: str, name: str) -> str:

@@ -7,7 +7,7 @@ and come back without a zone. ``field`` of an error is the path of the message f
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Literal, cast
 
 import numpy as np
@@ -21,7 +21,7 @@ from mmecg.ecg import LEADS, Ecg
 from mmecg.errors import InvalidInputError, QueryError, SignalError, VitalsError
 from mmecg.report import Report, check_text
 from mmecg.search import Filter
-from mmecg.study import ClinicalNote, Study, check_id
+from mmecg.study import ClinicalNote, Study, check_id, without_zone
 from mmecg.vitals import VITAL_DEFINITIONS, Sex, Vitals
 
 EcgEncoding = Literal["int16", "float32"]
@@ -251,7 +251,7 @@ def render_time(moment: datetime | None) -> Timestamp | None:
     if moment is None:
         return None
     message = Timestamp()
-    message.FromDatetime(moment if moment.tzinfo is None else moment.astimezone(UTC))
+    message.FromDatetime(without_zone(moment))
     return message
 
 

@@ -197,6 +197,11 @@ def test_a_time_with_a_zone_comes_back_in_utc():
     assert through(query).as_of == datetime(2020, 5, 17, 10)
 
 
+def test_a_time_that_utc_cannot_hold_is_refused():
+    with pytest.raises(InvalidInputError, match="years 1 to 9999"):
+        through(PredictionQuery(study=make_study(0), as_of=datetime.fromisoformat("0001-01-01T00:00:00+02:00")))
+
+
 def test_a_study_of_the_corpus_is_looked_up():
     request = predict_request(None, {"study_id": "study-4", "subject_id": "subject"})
     found = parse_prediction_query(request, {"study-4": make_study(4)}.__getitem__)

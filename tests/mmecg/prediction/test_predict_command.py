@@ -152,6 +152,7 @@ def test_a_study_of_words_and_a_single_lead(predict, folder: Path, tmp_path: Pat
     [
         (["--labels", "AFBI"], "no trained head"),
         (["--as-of", "tomorrow"], "ISO 8601"),
+        (["--as-of", "0001-01-01T00:00+02:00"], "years 1 to 9999"),
         (["--level", "0.3"], "level"),
         (["--prevalence", "AFIB=often"], "not a number"),
         (["--prevalence", "AFIB=2"], "above 0 and below 1"),
