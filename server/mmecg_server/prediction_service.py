@@ -19,7 +19,7 @@ from mmecg.client.prediction_messages import (
     render_saliency,
 )
 from mmecg.ecg import Ecg
-from mmecg.errors import QueryError
+from mmecg.errors import OverloadedError, QueryError
 from mmecg.prediction.asked import ALL, SUPERCLASS
 from mmecg.prediction.query import PredictionQuery
 from mmecg.search import CorpusStore
@@ -29,6 +29,8 @@ from mmecg_server.service import Backend
 from mmecg_server.streaming import answer_stream
 
 DEFAULT_VALUES_PER_S = 25.0
+MAX_EXPLANATIONS = 4
+"""Explanations that run or wait at once: further ones would take the places of predictions, and are refused."""
 
 
 class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
@@ -36,6 +38,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
+        self._room = threading.BoundedSemaphore(MAX_EXPLANATIONS)
         self._explaining = threading.Lock()
 
     def Predict(  # noqa: N802
@@ -80,6 +83,8 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
     @contextmanager
     def _turn(self) -> Iterator[None]:
         """Explain one at a time: it takes seconds, and predictions must not wait for many of them at once."""
+        if not self._room.acquire(blocking=False):
+            raise OverloadedError(f"{MAX_EXPLANATIONS} explanations run or wait, the most allowed; try again later")
         call = current_call()
         left = min(max(call.deadline - time.monotonic(), 0.0), threading.TIMEOUT_MAX)
         held = self._explaining.acquire(timeout=left)
@@ -89,6 +94,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         finally:
             if held:
                 self._explaining.release()
+            self._room.release()
 
 
 def add_prediction_service(server: grpc.Server, backend: Backend) -> None:

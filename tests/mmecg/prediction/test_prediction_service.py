@@ -6,6 +6,7 @@ It stands beside the tests of the predictor for their heads, whose weights are d
 import asyncio
 import dataclasses
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 
 import grpc
@@ -16,6 +17,7 @@ from mmecg_index.corpus import Corpus
 from mmecg_pb.v1 import prediction_service_pb2 as pb
 from mmecg_pb.v1 import prediction_service_pb2_grpc
 from mmecg_server.__main__ import open_predictor, warm_up
+from mmecg_server.prediction_service import MAX_EXPLANATIONS
 from mmecg_server.server import Server
 from mmecg_server.service import PREDICTION, SERVICES
 
@@ -25,7 +27,7 @@ from mmecg.client.prediction_messages import MAX_EXTRA_HISTORY, render_ecg, rend
 from mmecg.config import LimitsConfig, ServerConfig
 from mmecg.datasets.synthetic import synthetic_ecg
 from mmecg.ecg import Ecg
-from mmecg.errors import BundleError, InvalidInputError, QueryError, StudyNotFoundError
+from mmecg.errors import BundleError, InvalidInputError, OverloadedError, QueryError, StudyNotFoundError
 from mmecg.labels.report_miner import ReportMiner
 from mmecg.prediction.heads import HEADS_FILE, write_heads
 from mmecg.prediction.predictor import Predictor
@@ -214,6 +216,23 @@ def test_explanations_keep_their_deadline(address, client):
     with Client(address, hurry) as hasty, pytest.raises(TimeoutError):
         hasty.explain(make_ecg(1), label="AFIB", method="occlusion")
     assert client.predict(make_ecg(1)).labels
+
+
+def test_explanations_that_wait_leave_room_for_predictions(address, client):
+    short = make_ecg(1).crop(0, 2)
+
+    def ask(_):
+        try:
+            return client.explain(short, label="AFIB")
+        except OverloadedError as error:
+            return error
+
+    with ThreadPoolExecutor(3 * MAX_EXPLANATIONS) as pool:
+        answers = list(pool.map(ask, range(3 * MAX_EXPLANATIONS)))
+    refused = [one for one in answers if isinstance(one, OverloadedError)]
+    assert 1 <= len(answers) - len(refused) <= len(answers) - 1
+    assert "explanations run or wait" in str(refused[0])
+    assert client.explain(short, label="AFIB").values.shape[0] == 12, "there is room again"
 
 
 def test_requests_that_no_client_sends_are_refused(address):
