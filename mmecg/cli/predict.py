@@ -141,7 +141,7 @@ def _explain(
     args: argparse.Namespace, predictor: Predictor, query: PredictionQuery, found: Prediction
 ) -> list[Saliency]:
     """Return the saliency of the labels to explain; for a plot without any, that of the label that says most."""
-    labels = _names(args.explain) if args.explain else ((_most_telling(found),) if args.plot is not None else ())
+    labels = _names(args.explain) if args.explain else ((most_telling(found),) if args.plot is not None else ())
     if not labels or query.ecg is None:
         return []
     from mmecg.prediction.explain import explain
@@ -151,15 +151,15 @@ def _explain(
     return explain(bundle.encoder, head, names, query.ecg, labels, method=args.method)
 
 
-def _most_telling(found: Prediction) -> str:
-    """Return what is new, else the likeliest label that is not normal, else the likeliest."""
+def most_telling(found: Prediction) -> str:
+    """Return what is new and not normal, else the likeliest label that is not normal, else the likeliest."""
     from mmecg.prediction.result import SUPERCLASS_PREFIX
 
-    new = [one.label for one in found.changes if one.change == "new"]
+    dull = ("NORM", "SR", SUPERCLASS_PREFIX + "NORM")
+    new = [one.label for one in found.changes if one.change == "new" and one.label not in dull]
     if new:
         return new[0]
     likely = sorted(found.labels, key=lambda one: -one.probability if one.probability >= 0 else 1.0)
-    dull = ("NORM", "SR", SUPERCLASS_PREFIX + "NORM")
     told = [one.label for one in likely if one.decision == "present" and one.label not in dull]
     return told[0] if told else likely[0].label
 

@@ -13,6 +13,7 @@ from mmecg_index.corpus import Corpus
 from mmecg.assets import DEFAULT_BUNDLE
 from mmecg.bundle import Bundle, load_bundle
 from mmecg.cli import main
+from mmecg.cli.predict import most_telling
 from mmecg.cli.prediction_output import panels
 from mmecg.datasets.synthetic import synthetic_ecg
 from mmecg.ecg import LEADS
@@ -127,6 +128,15 @@ def test_a_long_summary_of_changes_is_not_drawn_over_the_heading(loaded: Bundle)
     assert (panel.heading, panel.score) == ("Now", "")
     assert panel.facts[0] == "gone: superclass/STTC, superclass/CD, LAFB"
     assert "gone" not in panels(query, found, [], None)[0].facts[0]
+
+
+def test_the_plot_explains_what_is_new_and_not_normal(loaded: Bundle) -> None:
+    found = Predictor(loaded).predict(synthetic_ecg())
+    changes = tuple(
+        LabelChange(label=label, change="new", prior_study_id="p", days_before=1, source="labels", probability=0.9)
+        for label in ("SR", "NORM", "ASMI")
+    )
+    assert most_telling(replace(found, changes=changes)) == "ASMI"
 
 
 def test_a_study_of_words_and_a_single_lead(predict, folder: Path, tmp_path: Path) -> None:
