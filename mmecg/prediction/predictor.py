@@ -222,7 +222,7 @@ class Predictor:
             flags=(*_flags(case), *(["no_cohort"] if wants_vote and vote is None else []), *novel),
             history_found=case.earlier.found,
             history_used=len(case.priors),
-            as_of=query.as_of or query.acquired_at,
+            as_of=query.border,
             level=options.level,
             fingerprint=self.heads.fingerprint,
         )

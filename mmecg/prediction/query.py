@@ -35,7 +35,8 @@ class PredictionQuery:
     subject_id : str, optional
         Default that of the study; no other than that.
     as_of : datetime, optional
-        Only studies strictly before it are history; default when the study was acquired.
+        Only studies strictly before it are history; default when the study was acquired. The earlier of the two counts,
+        so that what was recorded after the study never explains it.
     extra_history : sequence of Study
         Earlier studies beside those of the corpus; one that the corpus has too takes its place.
     vitals : Vitals, optional
@@ -86,10 +87,15 @@ class PredictionQuery:
         return None if isinstance(self.study, Ecg) else self.study.acquired_at
 
     @property
+    def border(self) -> datetime | None:
+        """From when on the future begins: the earlier of ``as_of`` and the time of the study."""
+        given = [moment for moment in (self.as_of, self.acquired_at) if moment is not None]
+        return min(given, key=without_zone, default=None)
+
+    @property
     def moment(self) -> datetime | None:
-        """From when on the future begins, as all times are compared (:func:`mmecg.study.without_zone`)."""
-        moment = self.as_of or self.acquired_at
-        return None if moment is None else without_zone(moment)
+        """The border as all times are compared (:func:`mmecg.study.without_zone`)."""
+        return None if self.border is None else without_zone(self.border)
 
     @property
     def aged_at(self) -> datetime | None:
@@ -108,7 +114,7 @@ def time_flags(query: PredictionQuery) -> list[str]:
     if moment is None:
         return ["no_as_of"]
     flags = []
-    if moment > datetime.now(UTC).replace(tzinfo=None) + ZONES:
+    if without_zone(query.as_of or moment) > datetime.now(UTC).replace(tzinfo=None) + ZONES:
         flags.append("as_of_in_future")
     if acquired_at is not None and age is not None and is_before_birth(moment, without_zone(acquired_at), age):
         flags.append("before_birth")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,16 +80,23 @@ class PredictionOptions:
     max_history: int = 16
 
     def __post_init__(self) -> None:
-        for name, value, low, high in (
-            ("level", self.level, 0.5, 0.99),
-            ("abstain_share", self.abstain_share, 0.0, 0.9),
-            ("max_history", self.max_history, 1, 64),
+        for name, kind, low, high in (
+            ("level", (int, float), 0.5, 0.99),
+            ("abstain_share", (int, float), 0.0, 0.9),
+            ("max_history", (int,), 1, 64),
         ):
+            value: Any = getattr(self, name)
+            if not isinstance(value, kind):
+                what = "a whole number" if kind == (int,) else "a number"
+                got = f"{value}" if isinstance(value, float) else f"of type {type(value).__name__}"
+                raise QueryError(f"{name} is {got}, expected {what}", field=f"options.{name}")
             if not low <= value <= high:  # also refuses NaN
                 raise QueryError(f"{name} is {value}, expected {low:g} to {high:g}", field=f"options.{name}")
-        for label, share in self.prevalence.items():
-            if not 0 < share < 1:
-                message = f"prevalence of {label[:40]!r} is {share}, expected above 0 and below 1"
+        shares: Mapping[str, Any] = self.prevalence
+        for label, share in shares.items():
+            if not isinstance(share, int | float) or not 0 < share < 1:
+                got = f"{share}" if isinstance(share, int | float) else f"of type {type(share).__name__}"
+                message = f"prevalence of {label[:40]!r} is {got}, expected a number above 0 and below 1"
                 raise QueryError(message, field="options.prevalence")
 
 
@@ -249,6 +256,7 @@ class Prediction:
         Earlier studies of the subject in the corpus and among those that the caller added.
     history_used : int
     as_of : datetime, optional
+        From when on the future began: the earlier of what was asked for and the time of the study.
     level : float
     fingerprint : str
         Of the bundle.

@@ -167,7 +167,9 @@ class PredictRequest(_message.Message):
 
     @_builtins.property
     def as_of(self) -> _timestamp_pb2.Timestamp:
-        """Only studies strictly before this time are history. Unset means when the study was acquired."""
+        """Only studies strictly before this time are history. Unset means when the study was acquired; the earlier of the two
+        counts.
+        """
 
     @_builtins.property
     def extra_history(self) -> _containers.RepeatedCompositeFieldContainer[_study_pb2.Study]:
@@ -370,7 +372,9 @@ class PredictResponse(_message.Message):
 
     @_builtins.property
     def as_of(self) -> _timestamp_pb2.Timestamp:
-        """From when on the future began; unset if no time was known."""
+        """From when on the future began: the earlier of what was asked for and the time of the study; unset if no time was
+        known.
+        """
 
     def __init__(
         self,

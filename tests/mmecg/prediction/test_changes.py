@@ -7,6 +7,7 @@ from mmecg.prediction.changes import find_changes, serial_answers, summary
 from mmecg.prediction.history import Prior
 from mmecg.prediction.result import LabelPrediction
 
+SURE = {"present": 0.9, "absent": 0.1, "undecided": 0.5}
 LABELS = ("CLBBB", "AFIB", "NT_", "INVT", "SR")
 
 
@@ -29,7 +30,7 @@ def prior(study_id: str, days: float, **known: float) -> Prior:
 
 
 def changes(decisions: dict[str, str], priors: list[Prior]):
-    rows = [predicted(label, decisions.get(label, "absent"), 0.5) for label in LABELS]
+    rows = [predicted(label, said := decisions.get(label, "absent"), SURE[said]) for label in LABELS]
     return find_changes(rows, [(column,) for column in range(len(LABELS))], priors)
 
 
@@ -67,7 +68,7 @@ def test_nothing_to_compare_with(priors: list[Prior]) -> None:
 
 def test_a_label_of_several_heads_was_there_if_any_of_them_was() -> None:
     def kinds(decision: str, *priors: Prior) -> list[tuple[str, str]]:
-        found = find_changes([predicted("either", decision, 0.5)], [(0, 1)], priors)
+        found = find_changes([predicted("either", decision, SURE[decision])], [(0, 1)], priors)
         return [(one.change, one.prior_study_id) for one in found]
 
     other_one = prior("p", 1, CLBBB=0.0, AFIB=1.0)
@@ -75,3 +76,13 @@ def test_a_label_of_several_heads_was_there_if_any_of_them_was() -> None:
     assert kinds("absent", other_one) == [("gone", "p")]
     assert kinds("present", prior("part", 1, CLBBB=0.0), prior("p", 2, CLBBB=0.0, AFIB=0.0)) == [("new", "p")]
     assert kinds("present", prior("part", 1, CLBBB=0.0)) == [], "the other one may have been there"
+
+
+@pytest.mark.parametrize(
+    ("decision", "probability", "told"),
+    [("present", 0.71, True), ("present", 0.69, False), ("absent", 0.29, True), ("absent", 0.31, False)],
+)
+def test_a_change_is_told_of_what_is_likely_enough(decision: str, probability: float, told: bool) -> None:
+    before = prior("p", 1, CLBBB=0.0 if decision == "present" else 1.0)
+    found = find_changes([predicted("CLBBB", decision, probability)], [(0,)], [before])
+    assert bool(found) is told
