@@ -40,8 +40,8 @@ class Cases:
     gap_days : float64, shape (n,)
         Since the latest of them; NaN if there is none.
     systems : mapping of str to float64, shape (n, labels)
-        Log-odds by system: ``"history"`` (everything), ``"single"`` (this ECG and the cohort), ``"ecg"`` (this ECG
-        alone), ``"random_encoder"``, and the controls.
+        Log-odds by system: ``"history"`` (everything), ``"current"`` (this ECG, the vitals, the cohort), ``"single"``
+        (this ECG and the cohort), ``"ecg"`` (this ECG alone), ``"random_encoder"``, and the controls.
     seed : int
     """
 

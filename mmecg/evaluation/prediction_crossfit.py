@@ -63,12 +63,15 @@ class CrossFit:
     def current(self) -> Current:
         """Return log-odds without history."""
         ecg = np.empty_like(self.honest.logits)
-        single = np.empty_like(ecg)
+        single, current = np.empty_like(ecg), np.empty_like(ecg)
         for one, evidence in enumerate(self.evidence):
             rows = self.group == one
             ecg[rows] = evidence.calibration.apply(self.honest.logits[rows])
-            single[rows] = evidence.cohort.apply(ecg[rows], self.honest.votes[rows])
-        return Current(ecg, single)
+            votes = self.honest.votes[rows]
+            single[rows] = evidence.cohort.apply(ecg[rows], votes)
+            with_vitals = evidence.vitals.apply(ecg[rows], self.honest.data.vitals[rows])
+            current[rows] = evidence.cohort.apply(with_vitals, votes)
+        return Current(ecg, single, current)
 
     def with_history(self, logits: Logits) -> WithHistory:
         """Return what adds histories to log-odds of all records."""
@@ -88,15 +91,15 @@ class CrossFit:
         """Return every system on every record; ``others`` are further ones, such as :func:`random_baseline`."""
         current, data = self.current(), self.honest.data
         counts = np.array([len(rows) for rows in self.honest.earlier], np.int64)
-        counted = np.empty_like(current.single)
+        counted = np.empty_like(current.current)
         for one in range(len(self.evidence)):
             rows = self.group == one
-            weights = fit_count(current.single[~rows], counts[~rows], data.gold[~rows])
-            counted[rows] = apply_count(current.single[rows], counts[rows], weights)
+            weights = fit_count(current.current[~rows], counts[~rows], data.gold[~rows])
+            counted[rows] = apply_count(current.current[rows], counts[rows], weights)
         return systems_of(
             data,
             current,
-            self.with_history(current.single),
+            self.with_history(current.current),
             add_to_ecg=self.with_history(current.ecg),
             counted=counted,
             others=others,

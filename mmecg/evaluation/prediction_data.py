@@ -23,6 +23,8 @@ from mmecg.datasets.splits import select_folds
 from mmecg.evaluation.cohort import Progress, read_cohort
 from mmecg.prediction.history import Prior
 from mmecg.prediction.result import SUPERCLASS_PREFIX
+from mmecg.prediction.vitals_head import vitals_channels
+from mmecg.vitals import Vitals
 
 SECONDS_PER_DAY = 86_400
 
@@ -71,6 +73,12 @@ class PredictionData:
     def days(self) -> NDArray[np.float64]:
         """When it was recorded, in days since 1970, NaN if unknown: float64, shape (n,)."""
         return self.table["acquired_at"].dt.timestamp("ms").cast(pl.Float64).to_numpy() / (1000 * SECONDS_PER_DAY)
+
+    @cached_property
+    def vitals(self) -> NDArray[np.float32]:
+        """What :class:`mmecg.prediction.vitals_head.VitalsHead` reads: float32, shape (n, channels)."""
+        columns = self.table.select("age_years", "sex", "height_cm", "weight_kg")
+        return vitals_channels([Vitals(**row) for row in columns.iter_rows(named=True)])
 
     def take(self, rows: NDArray[np.integer] | NDArray[np.bool_]) -> PredictionData:
         """Return some of the records."""

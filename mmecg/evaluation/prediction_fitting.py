@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from mmecg.datasets.splits import subject_groups
 from mmecg.errors import InvalidInputError
-from mmecg.evaluation.history_fitting import HistoryPart, HistoryRecipe, fit_cohort, fit_history
+from mmecg.evaluation.history_fitting import HistoryPart, HistoryRecipe, fit_cohort, fit_history, fit_vitals
 from mmecg.evaluation.prediction_data import PredictionData, history_of, priors_of
 from mmecg.evaluation.probe import Probe, fit_probe
 from mmecg.neighbours import knn_scores
@@ -34,6 +34,7 @@ from mmecg.prediction.heads import AgeHead, Confidence, PredictionHeads, RouteCo
 from mmecg.prediction.history import HistoryHead, HistoryTokens, build_tokens, last_known
 from mmecg.prediction.novelty import NoveltyDetector
 from mmecg.prediction.single import EmbeddingHead, SingleHead
+from mmecg.prediction.vitals_head import VitalsHead
 
 MEMBERS = 8
 GROUPS = 5
@@ -194,17 +195,19 @@ class Evidence:
     Attributes
     ----------
     calibration : LogitMap
+    vitals : VitalsHead
     cohort : CohortHead
     history : HistoryHead
     """
 
     calibration: LogitMap
+    vitals: VitalsHead
     cohort: CohortHead
     history: HistoryHead
 
     def apply(self, honest: HonestScores, rows: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return log-odds with history, without and with the vote: each float64, shape (rows, labels)."""
-        alone = self.calibration.apply(honest.logits[rows])
+        alone = self.vitals.apply(self.calibration.apply(honest.logits[rows]), honest.data.vitals[rows])
         joined = self.cohort.apply(alone, honest.votes[rows])
         for logits in (alone, joined):
             for part, tokens in _tokens(honest, rows, rows, logits):
@@ -213,7 +216,7 @@ class Evidence:
 
 
 def fit_evidence(honest: HonestScores, rows: NDArray[np.int64], recipe: HistoryRecipe | None = None) -> Evidence:
-    """Fit calibration, vote and history on some of the honest records, as if there were no others.
+    """Fit calibration, vitals, vote and history on some of the honest records, as if there were no others.
 
     The history head sees each record with a history several times: with the vote, without, with the earlier labels
     alone, with the earlier embeddings alone; and, so that there is more to learn from, records with the patient's
@@ -231,6 +234,8 @@ def fit_evidence(honest: HonestScores, rows: NDArray[np.int64], recipe: HistoryR
     gold = honest.data.gold
     calibration = fit_logit_map(honest.logits, gold)
     alone = calibration.apply(honest.logits)
+    vitals = fit_vitals(alone, honest.data.vitals, gold)
+    alone = vitals.apply(alone, honest.data.vitals)
     cohort = fit_cohort(alone, honest.votes, gold)
     joined = cohort.apply(alone, honest.votes)
     own, later = with_history(honest), with_history(mirrored)
@@ -248,7 +253,7 @@ def fit_evidence(honest: HonestScores, rows: NDArray[np.int64], recipe: HistoryR
     for source, who, whose, scores, knobs in variants:
         for at, tokens in _tokens(source, who, whose, scores[who], **knobs):
             parts.append(HistoryPart(tokens, scores[who[at]], gold[who[at]], who is whose))
-    return Evidence(calibration, cohort, fit_history(parts, recipe))
+    return Evidence(calibration, vitals, cohort, fit_history(parts, recipe))
 
 
 def with_history(honest: HonestScores) -> NDArray[np.int64]:
@@ -362,6 +367,7 @@ def fit_heads(
         prevalence=prevalence(data),
         single=fit_single(data, evidence.calibration, members=members),
         embedding=fit_embedding(data),
+        vitals=evidence.vitals,
         cohort=evidence.cohort,
         history=evidence.history,
         confidence=fit_confidence(honest, recipe=recipe),

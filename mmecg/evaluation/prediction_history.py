@@ -144,15 +144,15 @@ def history(cases: Cases, suffix: str = "") -> Part:
     Parameters
     ----------
     cases : Cases
-        All studies; ``systems`` has ``"history"``, ``"single"`` and those of :data:`CONTROLS` and :data:`VARIANTS` that
-        there are.
+        All studies; ``systems`` has ``"history"``, ``"current"`` and those of :data:`CONTROLS` and :data:`VARIANTS`
+        that there are.
     suffix : str
         Ends the row and table names, such as ``"/cross_fitted"``.
     """
     followed = cases.take(cases.priors > 0)
     part = followed.task("all")
     aurocs = {name: part.aurocs(name) for name in part.systems if name not in ("ecg", "no_cohort")}
-    without = aurocs["single"]
+    without = aurocs["current"]
     if not without.enough.any():
         reason = f"no label has 10 positives among the {len(part)} studies with an earlier one"
         keys = ("history_gain", *CONTROLS)
@@ -170,7 +170,7 @@ def history(cases: Cases, suffix: str = "") -> Part:
 
 
 def _gain_row(part: Cases, aurocs: dict[str, Aurocs], name: str, suffix: str) -> Row:
-    without, with_it = aurocs["single"], aurocs[name]
+    without, with_it = aurocs["current"], aurocs[name]
     gain = with_it.gain_over(without)
     key = "history_gain" if name == "history" else name if name.startswith("control") else f"history_{name}"
     everything = with_it.gain_over(without, without.some)
@@ -199,7 +199,7 @@ def _quality_rows(followed: Cases, suffix: str) -> list[Row]:
     """Return the gain on superclasses, and what history does to average precision, Brier score and calibration."""
     rows = []
     classes = followed.task("superclass")
-    if len(classes) and (without := classes.aurocs("single")).enough.any():
+    if len(classes) and (without := classes.aurocs("current")).enough.any():
         gain = classes.aurocs("history").gain_over(without)
         rows.append(
             gain.row(f"history_gain/superclass{suffix}", len(classes), {"prevalence": 0.0},
@@ -209,13 +209,13 @@ def _quality_rows(followed: Cases, suffix: str) -> list[Row]:
     kept = eligible(part.gold)
     gold, everyone = part.gold[:, kept], np.ones(int(kept.sum()), np.bool_)
     figures: dict[str, dict[str, Figure]] = {"auprc": {}, "brier": {}, "ece": {}}
-    for system in ("history", "single"):
+    for system in ("history", "current"):
         logits, probability = part.systems[system][:, kept], part.probability(system)[:, kept]
         figures["auprc"][system] = mean_figure(*average_precision(gold, logits, part.weights), everyone)
         figures["brier"][system] = brier(gold, probability, part.weights)
         figures["ece"][system] = ece(gold, probability, part.weights)
     for name, found in figures.items():
-        with_it, without_it = found["history"], found["single"]
+        with_it, without_it = found["history"], found["current"]
         change = Figure(with_it.value - without_it.value, with_it.samples - without_it.samples)
         extra = {f"{name}_{system}": figure.value for system, figure in found.items()}
         rows.append(
@@ -225,7 +225,7 @@ def _quality_rows(followed: Cases, suffix: str) -> list[Row]:
 
 
 def _systems_table(part: Cases, aurocs: dict[str, Aurocs]) -> pl.DataFrame:
-    without = aurocs["single"]
+    without = aurocs["current"]
     kept = without.enough
     lines: list[dict[str, object]] = []
     for name, found in aurocs.items():
@@ -252,7 +252,7 @@ def _strata_table(cases: Cases) -> pl.DataFrame:
         part = cases.take(mask).task("all")
         line: dict[str, object] = {"by": by, "stratum": name, "studies": len(part), "labels": 0}
         if len(part):
-            with_it, without = part.aurocs("history"), part.aurocs("single")
+            with_it, without = part.aurocs("history"), part.aurocs("current")
             line["labels"] = int(without.enough.sum())
             if without.enough.any():
                 gain = with_it.gain_over(without)
@@ -267,7 +267,7 @@ def _strata_table(cases: Cases) -> pl.DataFrame:
 
 def _labels_table(part: Cases, aurocs: dict[str, Aurocs]) -> pl.DataFrame:
     """Return the gain of every label with enough positives, with p-values corrected for their number."""
-    with_it, without = aurocs["history"], aurocs["single"]
+    with_it, without = aurocs["history"], aurocs["current"]
     kept = np.flatnonzero(without.enough)
     gain, samples = with_it.values[kept] - without.values[kept], with_it.samples[:, kept] - without.samples[:, kept]
     bounds = [interval(samples[:, column]) for column in range(len(kept))]
@@ -290,11 +290,12 @@ def _labels_table(part: Cases, aurocs: dict[str, Aurocs]) -> pl.DataFrame:
 MODALITIES: dict[str, str] = {
     "ecg": "current ECG",
     "single": "current ECG, other patients",
+    "current": "current ECG, vitals, other patients",
     "no_cohort": "current ECG, own history",
-    "labels_only": "current ECG, other patients, labels of earlier studies",
-    "embeddings_only": "current ECG, other patients, ECGs of earlier studies",
-    "reports_only": "current ECG, other patients, ECGs and reports of earlier studies",
-    "history": "current ECG, other patients, ECGs and labels of earlier studies",
+    "labels_only": "current ECG, vitals, other patients, labels of earlier studies",
+    "embeddings_only": "current ECG, vitals, other patients, ECGs of earlier studies",
+    "reports_only": "current ECG, vitals, other patients, ECGs and reports of earlier studies",
+    "history": "current ECG, vitals, other patients, ECGs and labels of earlier studies",
     "control_carry_forward": "labels of earlier studies",
 }
 """Subsets of the evidence, by the system that uses them."""

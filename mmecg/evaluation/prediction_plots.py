@@ -17,7 +17,7 @@ from mmecg.plotting import png_bytes
 BLUE, RED, GREEN, ORANGE, GREY, PURPLE = "#1b6ca8", "#c8374a", "#2f7d4f", "#c77c11", "#8a949e", "#6b4c9a"
 _CYCLE = (BLUE, RED, GREEN, ORANGE, PURPLE, "#3aa6a6", "#7a5230", "#5a6672", "#b04a8f")
 _NAMES = {
-    "history": "with history", "single": "without history", "random_encoder": "random encoder", "ecg": "ECG alone",
+    "history": "with history", "current": "without history", "random_encoder": "random encoder", "ecg": "ECG alone",
     "everyone": "act on everyone", "no one": "act on no one",
 }  # fmt: skip
 _DPI = 110
@@ -139,13 +139,13 @@ def draw_decision_curves(table: pl.DataFrame) -> Figure:
     rows = -(-len(labels) // columns)
     figure = _figure(3.6 * columns, 2.6 * rows + 0.4)
     grid = np.atleast_1d(figure.subplots(rows, columns)).ravel()
-    colours = {"history": BLUE, "single": GREEN, "random_encoder": RED, "everyone": GREY, "no one": "0.3"}
+    colours = {"history": BLUE, "current": GREEN, "random_encoder": RED, "everyone": GREY, "no one": "0.3"}
     for axes, label in zip(grid, labels, strict=False):
         part = table.filter(pl.col("label") == label)
         top = part["net_benefit"].max()
         for name in part["system"].unique(maintain_order=True):
             line = part.filter(pl.col("system") == name)
-            style = "--" if name == "single" else ":" if name in ("everyone", "no one") else "-"
+            style = "--" if name == "current" else ":" if name in ("everyone", "no one") else "-"
             axes.plot(line["threshold"], line["net_benefit"], style, color=colours.get(name, PURPLE), linewidth=1.4)
         axes.set_ylim(-0.15 * top, 1.08 * top)  # type: ignore[operator]
         axes.set_title(label.removeprefix("superclass/"), fontsize=9)
@@ -163,7 +163,7 @@ def draw_decision_curves(table: pl.DataFrame) -> Figure:
 
 def draw_systems(table: pl.DataFrame) -> Figure:
     """Draw the change in macro-AUROC of history, controls and variants against no history."""
-    shown = table.filter(~pl.col("system").is_in(["single", "prevalence"])).sort("gain")
+    shown = table.filter(~pl.col("system").is_in(["current", "prevalence"])).sort("gain")
     names = [_NAMES.get(name, name.replace("_", " ")) for name in shown["system"]]
     colours = [BLUE if name == "history" else RED if name.startswith("control") else GREY if name == "random_encoder"
                else GREEN for name in shown["system"]]  # fmt: skip

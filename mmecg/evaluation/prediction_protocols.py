@@ -118,12 +118,12 @@ def evaluate_prediction(
         return route.conformal.sets(cases.systems["history"], tested.category, level)
 
     found = []
-    for name, system in (("full", "history"), ("single", "single"), ("ecg", "ecg")):
+    for name, system in (("full", "history"), ("current", "current"), ("single", "single"), ("ecg", "ecg")):
         progress(f"discrimination, {name}", 0, 1)
         found.append(discrimination(cases, system, name))
     progress("calibration, sets, abstention", 0, 1)
     found += [calibration(cases, "history"), conformal(cases, sets_at), abstention(cases, "history")]
-    drawn = tuple(name for name in ("history", "single", "random_encoder") if name in cases.systems)
+    drawn = tuple(name for name in ("history", "current", "random_encoder") if name in cases.systems)
     found.append(decision_curves(cases, drawn))
     progress("history", 0, 1)
     found += [history(cases), modalities(cases)]
@@ -247,7 +247,7 @@ def _systems(
         systems_of(
             read.test,
             current,
-            with_history(read.test, current.single, heads),
+            with_history(read.test, current.current, heads),
             add_to_ecg=with_history(read.test, current.ecg, heads),
             counted=_counted(options, read, current, crossed),
             others=others,
@@ -267,14 +267,14 @@ def _counted(
         honest = crossed.honest
         rows = np.flatnonzero(honest.data.folds != options.fold)
         known = np.array([len(honest.earlier[row]) for row in rows], np.int64)
-        weights = fit_count(crossed.current().single[rows], known, honest.data.gold[rows])
+        weights = fit_count(crossed.current().current[rows], known, honest.data.gold[rows])
     elif read.train is not None:
         known = np.array([len(rows) for rows in priors_of(read.train)], np.int64)
         rates = np.broadcast_to(subject_rates(read.train.gold), read.train.gold.shape)
         weights = fit_count(rates, known, read.train.gold)
     else:
         return None
-    return apply_count(current.single, counts, weights)
+    return apply_count(current.current, counts, weights)
 
 
 def _signals(options: PredictionEvaluationOptions, cases: Cases) -> tuple[Cases, list[Ecg]]:

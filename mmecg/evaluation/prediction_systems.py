@@ -34,12 +34,13 @@ class Current:
 
     Attributes
     ----------
-    ecg, single : float64, shape (n, labels)
-        Of the current ECG alone, and with the votes of other patients' studies.
+    ecg, single, current : float64, shape (n, labels)
+        Of the current ECG alone, with the votes of other patients' studies, and with the patient's vitals as well.
     """
 
     ecg: Logits
     single: Logits
+    current: Logits
 
 
 def current_of(data: PredictionData, corpus: PredictionData | None, heads: PredictionHeads) -> Current:
@@ -53,10 +54,11 @@ def current_of(data: PredictionData, corpus: PredictionData | None, heads: Predi
     heads : PredictionHeads
     """
     ecg, _ = heads.single.logits(data.features)
+    with_vitals = heads.vitals.apply(ecg, data.vitals)
     if corpus is None or len(corpus) < heads.cohort.minimum_studies:
-        return Current(ecg, ecg)
+        return Current(ecg, ecg, with_vitals)
     votes = knn_scores(data.embedding, corpus.embedding, corpus.gold, k=heads.cohort.k)
-    return Current(ecg, heads.cohort.apply(ecg, votes))
+    return Current(ecg, heads.cohort.apply(ecg, votes), heads.cohort.apply(with_vitals, votes))
 
 
 def with_history(data: PredictionData, logits: Logits, heads: PredictionHeads) -> WithHistory:
@@ -103,7 +105,7 @@ def systems_of(
     data : PredictionData
     current : Current
     add : callable
-        Adds a history to ``current.single``.
+        Adds a history to ``current.current``.
     add_to_ecg : callable, optional
         Adds a history to ``current.ecg``.
     counted : float64, shape (n, labels), optional
@@ -117,9 +119,9 @@ def systems_of(
     gap = np.array([data.days[row] - data.days[rows[-1]] if rows else np.nan for row, rows in enumerate(earlier)])
     followed = np.flatnonzero(priors > 0)
     own = history_of(data, earlier, rows=followed)
-    systems: dict[str, Logits] = {"ecg": current.ecg, "single": current.single, **(others or {})}
+    systems: dict[str, Logits] = {**vars(current), **(others or {})}
 
-    def record(name: str, logits: Logits, base: Logits = current.single) -> None:
+    def record(name: str, logits: Logits, base: Logits = current.current) -> None:
         systems[name] = np.array(base)
         systems[name][followed] = logits
 

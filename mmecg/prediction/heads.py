@@ -16,6 +16,7 @@ from mmecg.prediction.history import HistoryHead
 from mmecg.prediction.novelty import NoveltyDetector
 from mmecg.prediction.single import EmbeddingHead, SingleHead
 from mmecg.prediction.store import load_heads, save_heads
+from mmecg.prediction.vitals_head import VitalsHead
 
 HEADS_FILE = "prediction/heads.safetensors"
 """Inside the bundle; the bundle's fingerprint does not depend on it, as the embedding space does not."""
@@ -92,6 +93,7 @@ class PredictionHeads:
         In the training records.
     single : SingleHead
     embedding : EmbeddingHead
+    vitals : VitalsHead
     cohort : CohortHead
     history : HistoryHead
     confidence : Confidence
@@ -104,6 +106,7 @@ class PredictionHeads:
     prevalence: NDArray[np.float32]
     single: SingleHead
     embedding: EmbeddingHead
+    vitals: VitalsHead
     cohort: CohortHead
     history: HistoryHead
     confidence: Confidence

@@ -5,8 +5,8 @@ Which modality does what:
 =================  ===================================================================================================
 ECG                the prediction; without one, the text gives it, and without text the prevalence
 report, labels     of the study that is predicted: not read if it has an ECG, for they are the answer
-vitals             checked against earlier studies and flagged; they do not enter, because on PTB-XL age, sex, height
-                   and weight added nothing to the vote (``vitals_gain`` in the top README: the interval holds zero)
+vitals             age, sex, height and weight add to the ECG's log-odds; left out and flagged where they contradict
+                   each other or an earlier study
 earlier studies    labels, else mined labels of the report, and the stored embedding of the ECG; any of them may lack
 others             votes of the coded studies of other subjects
 =================  ===================================================================================================
@@ -37,6 +37,7 @@ from mmecg.prediction.known import KnownLabels
 from mmecg.prediction.query import PredictionQuery, time_flags, vitals_contradict
 from mmecg.prediction.result import Measurement, Method, Prediction, PredictionOptions, Saliency, Uncertainty
 from mmecg.prediction.support import unsupported
+from mmecg.prediction.vitals_head import vitals_channels
 from mmecg.prediction.vote import CohortVotes, Vote
 from mmecg.quality import QualityFinding, assess_quality
 from mmecg.search import CorpusStore
@@ -55,6 +56,7 @@ class _Case:
     site: NDArray[np.float64]
     earlier: Earlier
     priors: list[Prior]
+    implausible: bool
     features: NDArray[np.float32] | None
     embedding: NDArray[np.float32]
 
@@ -192,7 +194,8 @@ class Predictor:
             embedding = vectors.pop(0) if own is not None else np.full(dim, np.nan, np.float32)
             earlier = earlier.with_embeddings(vectors)
             priors = earlier.priors(self.known, query.moment) if query.moment is not None else []
-            cases.append(_Case(query, asked, site, earlier, priors, own, embedding))
+            implausible = vitals_contradict(query.known_vitals, query.aged_at, earlier.studies)
+            cases.append(_Case(query, asked, site, earlier, priors, implausible, own, embedding))
         return cases
 
     def _answer(self, case: _Case) -> Prediction:
@@ -228,9 +231,11 @@ class Predictor:
         )
 
     def _single(self, case: _Case) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return log-odds and their spread, shape (1, labels): of the ECG, else of the text, else of prevalence."""
+        """Return log-odds and their spread, shape (1, labels): of ECG and vitals, else text, else prevalence."""
         if case.features is not None:
-            return self.heads.single.logits(case.features[None])
+            logits, spread = self.heads.single.logits(case.features[None])
+            vitals = Vitals() if case.implausible else case.query.known_vitals
+            return self.heads.vitals.apply(logits, vitals_channels([vitals])), spread
         text = None if isinstance(case.query.study, Ecg) else self.known.text_logits(case.query.study)
         share = np.clip(self.heads.prevalence.astype(np.float64), 1e-6, 1 - 1e-6)
         logits = np.log(share / (1 - share)) if text is None else text
@@ -301,7 +306,7 @@ def _flags(case: _Case) -> list[str]:
     query = case.query
     flags = time_flags(query) if query.options.use_history or query.as_of else []
     flags += [flag for flag in case.earlier.flags if flag not in flags]
-    if vitals_contradict(query.known_vitals, query.aged_at, case.earlier.studies):
+    if case.implausible:
         flags.append("implausible_vitals")
     if query.ecg is None:
         flags.append("no_ecg")

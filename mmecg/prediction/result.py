@@ -112,7 +112,7 @@ class LabelPrediction:
     low, high : float
         Venn-Abers interval of the probability.
     single : float
-        Calibrated probability from this ECG (and the cohort) alone; equals ``probability`` if there is no history.
+        Calibrated probability from this ECG, the vitals and the cohort; equals ``probability`` if there is no history.
     spread : float
         Standard deviation of the ensemble's log-odds.
     conformal_set : tuple of bool

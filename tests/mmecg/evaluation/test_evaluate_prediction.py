@@ -154,7 +154,7 @@ def test_history_helps_where_labels_persist_and_the_controls_do_not(
     cases = tested.cases
     assert (cases.priors > 0).sum() == 120
     first = cases.priors == 0
-    assert (cases.systems["history"][first] == cases.systems["single"][first]).all()
+    assert (cases.systems["history"][first] == cases.systems["current"][first]).all()
     assert (tested.category[first] == 0).all()
     assert set(np.unique(tested.category[~first])) == {1, 2}
     rows = {row.key: row for row in history(cases, "/cross_fitted").rows}

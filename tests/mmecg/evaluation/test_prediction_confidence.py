@@ -43,7 +43,7 @@ def cases() -> Cases:
         *(empty.alias(name) for name in ("static_noise", "burst_noise", "electrodes_problems", "pacemaker")),
         pl.when(pl.int_range(pl.len()) < 100).then(pl.lit("I-V1")).alias("baseline_drift"),
     )
-    systems = {"history": logits, "single": logits, "random_encoder": rng.normal(-1, 0.1, logits.shape)}
+    systems = {"history": logits, "current": logits, "random_encoder": rng.normal(-1, 0.1, logits.shape)}
     weights = patient_weights(subjects, resamples=100)
     return Cases(table, LABELS, gold, weights, np.arange(N) % 2, np.full(N, np.nan), systems)
 

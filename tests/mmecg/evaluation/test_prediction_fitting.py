@@ -50,6 +50,9 @@ def records(bundle: int) -> PredictionData:
             "acquired_at": [datetime(1990, 1, 1) + timedelta(days=9 * row) for row in range(count)],
             "strat_fold": 1 + patient % 4,
             "age_years": 60 + 5 * seen[:, 0],
+            "sex": ["female" if one % 2 else "male" for one in patient],
+            "height_cm": [None] * count,
+            "weight_kg": [None] * count,
             "age_note": ["above 89" if row % 50 == 0 else None for row in range(count)],
         }
     )

@@ -86,7 +86,8 @@ def cases() -> Cases:
     more = np.where(followed[:, None], np.where(gold, 1.0, 0.0) + rng.normal(0, 1, gold.shape), 0.0)
     noise = np.where(followed[:, None], rng.normal(0, 0.01, gold.shape), 0.0)
     systems = {
-        "single": single,
+        "single": single - 0.1,
+        "current": single,
         "history": single + more,
         "control_shuffled": single + noise,
         "random_encoder": single * 0.1,

@@ -16,6 +16,8 @@ from mmecg.prediction.history import CHANNELS, HistoryHead
 from mmecg.prediction.novelty import NoveltyDetector
 from mmecg.prediction.result import SUPERCLASS_PREFIX
 from mmecg.prediction.single import EmbeddingHead, SingleHead
+from mmecg.prediction.vitals_head import CHANNELS as VITALS
+from mmecg.prediction.vitals_head import VitalsHead
 from mmecg.prediction.waveform import summarise
 
 HIDDEN = 8
@@ -48,6 +50,7 @@ def random_heads(bundle: Bundle) -> PredictionHeads:
         prevalence=np.clip(gold.mean(axis=0), 0.01, 0.9).astype(np.float32),
         single=SingleHead(draw(4, features, count, scale=0.3), draw(4, count, scale=0.1), fit_logit_map(logits, gold)),
         embedding=EmbeddingHead(draw(EMBEDDING_DIM, count), draw(count)),
+        vitals=VitalsHead(0.2 * np.random.default_rng(1).standard_normal((len(VITALS), count)).astype(np.float32)),
         cohort=CohortHead(np.full((2, count), 0.5, np.float32), np.zeros(count, np.float32), 10, 20.0),
         history=HistoryHead(
             draw(len(CHANNELS), HIDDEN), draw(HIDDEN), draw(HIDDEN, HIDDEN), draw(HIDDEN), draw(HIDDEN, 2), draw(2),

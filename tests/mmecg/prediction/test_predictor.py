@@ -103,6 +103,17 @@ def test_effects_are_the_log_odds_that_history_added(predictor: Predictor) -> No
     assert abs(moved) > 0.05
 
 
+def test_vitals_count_unless_they_contradict(predictor: Predictor, heads: PredictionHeads) -> None:
+    ecg = study(7, "nobody").ecg
+    bare, plain, impossible = (
+        predictor.predict(ecg, vitals=vitals)
+        for vitals in (Vitals(), Vitals(age_years=70, sex="female"), Vitals(height_cm=150, weight_kg=9))
+    )
+    assert all(one.probability != other.probability for one, other in zip(bare.labels, plain.labels, strict=True))
+    assert [one.probability for one in impossible.labels] == [one.probability for one in bare.labels]
+    assert "implausible_vitals" in impossible.flags
+
+
 @pytest.mark.parametrize("use_cohort", [True, False])
 def test_without_history_the_answer_is_that_of_the_ecg_alone(predictor: Predictor, use_cohort: bool) -> None:
     options = PredictionOptions(use_cohort=use_cohort)
