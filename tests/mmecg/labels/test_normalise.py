@@ -62,7 +62,7 @@ def test_composed_and_decomposed_text_are_alike(raw: str) -> None:
     assert composed == decomposed
 
 
-@given(LATIN)
+@given(LATIN.filter(lambda text: "ŉ" not in text))  # the one letter whose capital is two characters, apostrophe and N
 def test_case_does_not_matter(raw: str) -> None:
     assert normalise(raw.lower()).text == normalise(raw.lower().upper().lower()).text
 
