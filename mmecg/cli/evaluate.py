@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,20 +87,47 @@ def _options(args: argparse.Namespace, bundle: Bundle) -> EvaluationOptions:
 
 
 def _print(args: argparse.Namespace, evaluation: Evaluation) -> None:
-    import polars as pl
-
-    from mmecg.cli.output import note, print_json, print_skipped, print_table
+    from mmecg.cli.output import print_json, print_table
     from mmecg.evaluation.results import table_cells
 
-    for message in evaluation.run["notes"]:
-        note(message)
-    if evaluation.run["skipped"]:
-        print_skipped(pl.DataFrame(evaluation.run["skipped"]))
+    print_remarks(evaluation)
     if args.json:
         print_json(evaluation.metrics())
         return
     columns = ["row", "value>", "95 % interval>", "n>", "random encoder>", "prevalence>"]
     print_table(f"fold {args.fold}, results in {args.out}", columns, table_cells(evaluation.rows))
+
+
+def print_remarks(evaluation: Evaluation) -> None:
+    """Print what a reader of the figures must know, and which records were skipped."""
+    import polars as pl
+
+    from mmecg.cli.output import note, print_skipped
+
+    for message in evaluation.run["notes"]:
+        note(message)
+    if evaluation.run["skipped"]:
+        print_skipped(pl.DataFrame(evaluation.run["skipped"]))
+
+
+def print_figures(args: argparse.Namespace, evaluation: Evaluation) -> None:
+    """Print remarks and every row that was computed, then why the others were not; or ``metrics.json``."""
+    from mmecg.cli.output import note, print_json, print_table
+    from mmecg.evaluation.label_report import COLUMNS, label_cells
+
+    print_remarks(evaluation)
+    if args.json:
+        print_json(evaluation.metrics())
+        return
+    columns = [COLUMNS[0], *(f"{name}>" for name in COLUMNS[1:])]
+    computed = [row for row in evaluation.rows if math.isfinite(row.value)]
+    print_table(f"fold {args.fold}, results in {args.out}", columns, label_cells(computed))
+    missing: dict[str, list[str]] = {}
+    for row in evaluation.rows:
+        if not math.isfinite(row.value):
+            missing.setdefault(str(row.extra.get("reason", "undefined")), []).append(row.key)
+    for reason, keys in missing.items():
+        note(f"not computed: {', '.join(keys)}: {reason}")
 
 
 @contextmanager

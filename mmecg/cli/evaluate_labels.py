@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mmecg.cli.inputs import positive_int
-
-if TYPE_CHECKING:
-    from mmecg.evaluation.results import Evaluation
 
 _EXAMPLES = """\
 examples:
@@ -45,7 +41,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluate and write the results."""
     from mmecg.bundle import load_bundle
-    from mmecg.cli.evaluate import progress_bar
+    from mmecg.cli.evaluate import print_figures, progress_bar
     from mmecg.cli.output import check_parent
     from mmecg.evaluation.label_mining import LabelOptions, evaluate_labels
     from mmecg.evaluation.label_report import save_label_evaluation
@@ -55,29 +51,5 @@ def run(args: argparse.Namespace) -> int:
     with progress_bar() as progress:
         evaluation = evaluate_labels(options, lambda: load_bundle(args.bundle), progress=progress)
     save_label_evaluation(evaluation, args.out)
-    _print(args, evaluation)
+    print_figures(args, evaluation)
     return 0 if evaluation.complete else 1
-
-
-def _print(args: argparse.Namespace, evaluation: Evaluation) -> None:
-    import polars as pl
-
-    from mmecg.cli.output import note, print_json, print_skipped, print_table
-    from mmecg.evaluation.label_report import COLUMNS, label_cells
-
-    for message in evaluation.run["notes"]:
-        note(message)
-    if evaluation.run["skipped"]:
-        print_skipped(pl.DataFrame(evaluation.run["skipped"]))
-    if args.json:
-        print_json(evaluation.metrics())
-        return
-    columns = [COLUMNS[0], *(f"{name}>" for name in COLUMNS[1:])]
-    computed = [row for row in evaluation.rows if math.isfinite(row.value)]
-    print_table(f"fold {args.fold}, results in {args.out}", columns, label_cells(computed))
-    missing: dict[str, list[str]] = {}
-    for row in evaluation.rows:
-        if not math.isfinite(row.value):
-            missing.setdefault(str(row.extra.get("reason", "undefined")), []).append(row.key)
-    for reason, keys in missing.items():
-        note(f"not computed: {', '.join(keys)}: {reason}")

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch.nn.functional import binary_cross_entropy_with_logits, silu, softplus
 
 from mmecg.errors import InvalidInputError
-from mmecg.neighbours import NEIGHBOURS
-from mmecg.prediction.cohort import CohortHead, vote_logits
+from mmecg.neighbours import NEIGHBOURS, vote_logits
+from mmecg.prediction.cohort import CohortHead
 from mmecg.prediction.history import CHANNELS, HistoryHead, HistoryTokens
 from mmecg.prediction.vitals_head import VitalsHead
 

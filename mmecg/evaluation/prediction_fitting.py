@@ -27,7 +27,7 @@ from mmecg.evaluation.history_fitting import HistoryPart, HistoryRecipe, fit_coh
 from mmecg.evaluation.prediction_data import PredictionData, history_of, priors_of
 from mmecg.evaluation.probe import Probe, fit_probe
 from mmecg.neighbours import knn_scores
-from mmecg.prediction.calibration import LogitMap, fit_logit_map, fit_venn_abers
+from mmecg.prediction.calibration import LogitMap, fit_logit_map, fit_venn_abers, probability_of
 from mmecg.prediction.cohort import CohortHead
 from mmecg.prediction.conformal import fit_conformal
 from mmecg.prediction.heads import AgeHead, Confidence, PredictionHeads, RouteConfidence
@@ -331,7 +331,7 @@ def fit_confidence(honest: HonestScores, *, recipe: HistoryRecipe | None = None)
 
 def fit_route(logits: NDArray[np.float64], gold: NDArray[np.bool_], category: NDArray[np.int8]) -> RouteConfidence:
     """Fit intervals, sets and ranks on log-odds, gold and :func:`last_known`, each shape (n, labels)."""
-    probability = 1 / (1 + np.exp(-logits))
+    probability = probability_of(logits)
     errors = np.minimum(probability, 1 - probability).mean(axis=1)
     uncertainty = np.quantile(errors, QUANTILES).astype(np.float32)
     return RouteConfidence(fit_venn_abers(logits, gold), fit_conformal(logits, gold, category), uncertainty)

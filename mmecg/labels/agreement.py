@@ -27,13 +27,12 @@ from numpy.typing import NDArray
 
 from mmecg.errors import ConfigError, InvalidInputError
 from mmecg.labels.logistic import cross_entropy, expected_f1_thresholds, expit, logit
-from mmecg.neighbours import knn_scores
+from mmecg.neighbours import knn_scores, vote_logits
 
 ECG_CHANNELS: tuple[str, ...] = ("probe", "votes", "zero_shot")
 CHANNELS: tuple[str, ...] = ("text", *ECG_CHANNELS)
 
 _CLIP = 10.0
-_VOTE_FLOOR = 0.003
 _INT8 = 127.0
 
 Scores = Mapping[str, NDArray[np.floating]]
@@ -108,8 +107,7 @@ def vote(
     -------
     float32, shape (queries, labels)
     """
-    share = knn_scores(queries, corpus, corpus_labels)
-    return logit((share + _VOTE_FLOOR) / (1 + 2 * _VOTE_FLOOR)).astype(np.float32)
+    return vote_logits(knn_scores(queries, corpus, corpus_labels)).astype(np.float32)
 
 
 @dataclass(frozen=True)

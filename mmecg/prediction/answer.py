@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mmecg.ecg import Ecg
 from mmecg.prediction.asked import AskedLabel
-from mmecg.prediction.calibration import shift_prevalence
+from mmecg.prediction.calibration import probability_of, shift_prevalence
 from mmecg.prediction.history import HistoryEffect, Prior
 from mmecg.prediction.result import Decision, LabelPrediction, NeighbourEvidence, PriorEvidence
 from mmecg.prediction.vote import Vote
@@ -76,7 +76,7 @@ def predict_labels(
     """
     every = [scores.alone, scores.joined, _logit(scores.low), _logit(scores.high)]
     # Plain numbers from here on: a NumPy scalar at a time would cost more than all heads together.
-    alone, joined, low, high = _expit(shift_prevalence(np.stack(every), scores.trained, scores.site)).tolist()
+    alone, joined, low, high = probability_of(shift_prevalence(np.stack(every), scores.trained, scores.site)).tolist()
     sets, spread = scores.sets.tolist(), scores.spread.tolist()
     predicted, columns = [], []
     for one in asked:
@@ -143,7 +143,7 @@ def prior_evidence(
     names, answered = [one.label for one in asked], list(columns)
     weights, effects = history.share[0][:, answered].mean(axis=1), history.effect[0][:, answered]
     logits = history.logits[0, answered]
-    moved = np.abs(_expit(logits) - _expit(logits - effects))
+    moved = np.abs(probability_of(logits) - probability_of(logits - effects))
     strongest = np.argsort(-moved, axis=1, kind="stable")[:, :MOST_MOVED]
     for place, prior in enumerate(priors):
         found.append(
@@ -179,7 +179,7 @@ def neighbour_evidence(
 
 def expected_errors(logits: NDArray[np.float64], missing: Mapping[int, str]) -> float:
     """Return the mean over the supported labels of the smaller of probability and its complement."""
-    chance = _expit(-np.abs(logits))
+    chance = probability_of(-np.abs(logits))
     kept = [column for column in range(len(chance)) if column not in missing]
     return float(chance[kept].mean()) if kept else 0.5
 
@@ -213,10 +213,6 @@ def _unsupported(label: str, reason: str) -> LabelPrediction:
         decision="not_supported",
         reason=reason,
     )
-
-
-def _expit(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.asarray(np.exp(-np.logaddexp(0, -logits)))
 
 
 def _logit(share: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -149,13 +149,14 @@ def _bends(logits: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np
     return low, logits - low
 
 
-def _probability(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+def probability_of(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the probabilities of log-odds, exact also where they are tiny."""
     return np.asarray(np.exp(-np.logaddexp(0, -logits)))
 
 
 def _middle(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return where each label is decided, so that a slope turns about it: mean log-odds, weight ``p (1 - p)``."""
-    chance = _probability(logits)
+    chance = probability_of(logits)
     weight = chance * (1 - chance) + 1e-12
     return np.asarray((weight * logits).sum(axis=0) / weight.sum(axis=0))
 
@@ -164,7 +165,7 @@ def _shared_slope(logits: NDArray[np.float64], gold: NDArray[np.bool_]) -> float
     """Return the slope about each label's middle that fits all labels best, each with an offset of its own."""
     away, slope, offset = logits - _middle(logits), 1.0, np.zeros(logits.shape[1])
     for _ in range(NEWTON_STEPS):
-        chance = _probability(logits + (slope - 1) * away + offset)
+        chance = probability_of(logits + (slope - 1) * away + offset)
         error, weight = gold - chance, chance * (1 - chance)
         own = weight.sum(axis=0) + OFFSET_SPREAD**-2
         pull = error.sum(axis=0) - offset * OFFSET_SPREAD**-2
@@ -215,7 +216,7 @@ def _newton(
 
     found, best = start, loss(start)
     for _ in range(NEWTON_STEPS):
-        chance = _probability(fixed + columns @ found)
+        chance = probability_of(fixed + columns @ found)
         gradient = columns.T @ (chance - gold) + precision * (found - start)
         curvature = (columns * (chance * (1 - chance))[:, None]).T @ columns + np.diag(precision)
         step = np.linalg.solve(curvature, gradient)
@@ -240,7 +241,7 @@ def _isotonic_correction(logits: NDArray[np.float64], gold: NDArray[np.bool_]) -
     size = np.diff(blocks)
     rate, at, expected = (
         np.add.reduceat(values[order], blocks[:-1]) / size
-        for values in (gold.astype(np.float64), logits, _probability(logits))
+        for values in (gold.astype(np.float64), logits, probability_of(logits))
     )
     blended = (size * rate + BLOCK_PRIOR * expected) / (size + BLOCK_PRIOR)
     reached = np.maximum.accumulate(np.log(blended) - np.log1p(-blended))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-_FLOOR = 0.003
+from mmecg.neighbours import vote_logits
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,3 @@ class CohortHead:
         float64, shape (n, labels)
         """
         return np.asarray(self.weight[0] * logits + self.weight[1] * vote_logits(votes) + self.bias, np.float64)
-
-
-def vote_logits(votes: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Return log-odds of vote shares, kept finite: float64, of the same shape."""
-    share = np.asarray(votes, np.float64)
-    return np.log((share + _FLOOR) / (1 - share + _FLOOR))

@@ -26,6 +26,7 @@ from mmecg.errors import ReportError
 from mmecg.labels.report_miner import ReportMiner
 from mmecg.labels.vocabulary import Relation, load_vocabulary
 from mmecg.labels.weights import load_text_evidence
+from mmecg.prediction.calibration import probability_of
 from mmecg.prediction.result import SUPERCLASS_PREFIX, Source
 from mmecg.report import MAX_TEXT_CHARS
 from mmecg.study import Study
@@ -110,7 +111,7 @@ class KnownLabels:
 
     def _of_report(self, raw: str) -> NDArray[np.float32] | None:
         logits = self._read(raw)
-        return None if logits is None else np.exp(-np.logaddexp(0, -logits)).astype(np.float32)
+        return None if logits is None else probability_of(logits).astype(np.float32)
 
     def _read_text(self, text: str) -> NDArray[np.float64] | None:
         """Return log-odds of every label; a superclass is as likely as one of its statements, taken as independent."""

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from mmecg.bundle import Bundle
 from mmecg.ecg import Ecg
 from mmecg.errors import FingerprintMismatchError, QueryError
+from mmecg.labels.logistic import logit
 from mmecg.labels.report_miner import ReportMiner
 from mmecg.prediction import answer
 from mmecg.prediction.answer import Scores
@@ -237,8 +238,7 @@ class Predictor:
             vitals = Vitals() if case.implausible else case.query.known_vitals
             return self.heads.vitals.apply(logits, vitals_channels([vitals])), spread
         text = None if isinstance(case.query.study, Ecg) else self.known.text_logits(case.query.study)
-        share = np.clip(self.heads.prevalence.astype(np.float64), 1e-6, 1 - 1e-6)
-        logits = np.log(share / (1 - share)) if text is None else text
+        logits = logit(self.heads.prevalence) if text is None else text
         return logits[None], np.zeros((1, len(logits)))
 
     def _vote(self, case: _Case) -> Vote | None:

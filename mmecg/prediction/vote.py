@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from mmecg.neighbours import VOTE_TEMPERATURE
+from mmecg.neighbours import vote_weights
 from mmecg.prediction.known import KnownLabels
 from mmecg.search import MAX_TOP_K, CorpusStore, Filter
 
@@ -99,8 +99,7 @@ class CohortVotes:
     def _count(self, table: pl.DataFrame, places: NDArray[np.int64], scores: NDArray[np.float64]) -> Vote | None:
         if not len(places):
             return None
-        weights = np.exp((scores - scores.max()) / VOTE_TEMPERATURE)
-        weights /= weights.sum()
+        weights = vote_weights(scores)
         rows = table[places]
         values = np.stack([self._values_of(tuple(labels)) for labels in rows["labels"].to_list()])
         return Vote(weights @ values, tuple(rows["study_id"].to_list()), scores, weights, values)

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from mmecg.prediction.cohort import CohortHead, vote_logits
+from mmecg.neighbours import vote_logits
+from mmecg.prediction.cohort import CohortHead
 
 
 def test_votes_move_the_log_odds_their_way() -> None:
