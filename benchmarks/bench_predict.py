@@ -22,9 +22,9 @@ import numpy as np
 from bench_service import start_server
 from mmecg_index.corpus import Corpus
 from mmecg_server.__main__ import open_bundle, open_predictor
+from mmecg_server.config import ServerConfig
 
 from mmecg.client import Client
-from mmecg.config import ServerConfig
 from mmecg.datasets.synthetic import synthetic_ecg
 from mmecg.ecg import Ecg
 from mmecg.embedding import Encoder, normalise

@@ -28,10 +28,10 @@ import numpy as np
 from mmecg_pb.v1.search_service_pb2 import SearchRequest
 from mmecg_server import convert
 from mmecg_server.__main__ import open_bundle, open_retriever
+from mmecg_server.config import ServerConfig
 
 from mmecg.client import Client
 from mmecg.client.requests import search_request
-from mmecg.config import ServerConfig
 from mmecg.ecg import Ecg
 from mmecg.retriever import Query, Retriever
 

@@ -21,9 +21,9 @@ from mmecg_pb.v1 import (
     prediction_service_pb2,
     search_service_pb2,
 )
+from mmecg_server.config import ServerConfig
 
 from mmecg.cli import COMMANDS, build_parser
-from mmecg.config import ServerConfig
 from mmecg.search import Filter
 
 ROOT = Path(__file__).parents[1]

@@ -24,7 +24,7 @@ import numpy as np
 import mmecg
 from mmecg.assets import DEMO_CORPUS
 from mmecg.bundle import Bundle, load_bundle
-from mmecg.config import Precision, ServerConfig, effective_config, load_config
+from mmecg.config import Precision, effective_config, load_config
 from mmecg.datasets.parquet import read_studies
 from mmecg.ecg import Ecg
 from mmecg.embedding import Encoder
@@ -34,6 +34,7 @@ from mmecg.report import Report
 from mmecg.retriever import Query, Retriever
 from mmecg.search import CorpusStore
 from mmecg.study import Study
+from mmecg_server.config import ServerConfig
 from mmecg_server.interceptors import log, set_up_logging
 from mmecg_server.server import Server
 

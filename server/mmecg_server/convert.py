@@ -31,7 +31,6 @@ from mmecg.client.messages import (
     render_study,
 )
 from mmecg.client.prediction_messages import MAX_EXTRA_HISTORY
-from mmecg.config import LimitsConfig
 from mmecg.ecg import MAX_DURATION_S, MAX_SAMPLING_RATE_HZ, MIN_DURATION_S, MIN_SAMPLING_RATE_HZ, Ecg
 from mmecg.embedding import EMBEDDING_DIM
 from mmecg.errors import InvalidInputError, QueryError, ReportError
@@ -40,6 +39,7 @@ from mmecg.report import MAX_TEXT_CHARS, check_text
 from mmecg.retriever import Query
 from mmecg.search import MAX_PAGE_SIZE, MAX_TOP_K, CorpusStats, Filter, Hit, SearchResult, Target
 from mmecg.study import Study, check_id
+from mmecg_server.config import LimitsConfig
 
 Item = TypeVar("Item")
 Parsed = TypeVar("Parsed")

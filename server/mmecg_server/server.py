@@ -11,11 +11,11 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from mmecg.config import ServerConfig
 from mmecg.errors import ConfigError
 from mmecg.labels.report_miner import ReportMiner
 from mmecg.retriever import Retriever
 from mmecg_server.batching import BatchingEncoder
+from mmecg_server.config import ServerConfig
 from mmecg_server.interceptors import CallInterceptor, Gate, log
 from mmecg_server.label_service import add_label_mining_service
 from mmecg_server.prediction_service import add_prediction_service

@@ -24,13 +24,13 @@ from mmecg_pb.v1 import (
 )
 
 from mmecg.client.messages import parse_ecg, parse_vitals, render_embedding
-from mmecg.config import LimitsConfig
 from mmecg.errors import BundleError, NotReadyError
 from mmecg.labels.report_miner import ReportMiner
 from mmecg.retriever import Retriever, get_present
 from mmecg.search import SearchResult
 from mmecg.study import Study, check_id
 from mmecg_server import convert
+from mmecg_server.config import LimitsConfig
 from mmecg_server.interceptors import Gate
 from mmecg_server.streaming import ChunkReader, answer_stream
 

@@ -4,8 +4,9 @@ from dataclasses import FrozenInstanceError
 from pathlib import Path
 
 import pytest
+from mmecg_server.config import LimitsConfig, ServerConfig, TlsConfig
 
-from mmecg.config import LimitsConfig, ServerConfig, TlsConfig, effective_config, load_config, parse_config
+from mmecg.config import effective_config, load_config, parse_config
 from mmecg.errors import ConfigError
 
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from mmecg_index.corpus import Corpus
 from mmecg_pb.v1 import corpus_service_pb2_grpc, embedding_service_pb2_grpc, search_service_pb2_grpc
+from mmecg_server.config import LimitsConfig, ServerConfig
 from mmecg_server.interceptors import JsonFormatter
 from mmecg_server.server import Server
 
 from mmecg.client import ChannelOptions, Client, RetryPolicy
-from mmecg.config import LimitsConfig, ServerConfig
 from mmecg.ecg import LEADS, Ecg, fit_length
 from mmecg.embedding import EMBEDDING_DIM, normalise
 from mmecg.errors import VitalsError

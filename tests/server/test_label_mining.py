@@ -5,10 +5,10 @@ import dataclasses
 from collections.abc import Iterator
 
 import pytest
+from mmecg_server.config import ServerConfig
 from mmecg_server.server import Server
 
 from mmecg.client import AsyncClient, Client
-from mmecg.config import ServerConfig
 from mmecg.errors import InvalidInputError, QueryError, ReportError, StudyNotFoundError
 from mmecg.labels.assertion import Resolution, SerialResolution, Status
 from mmecg.labels.report_miner import ReportMiner

@@ -8,9 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from mmecg_server.config import LimitsConfig, ServerConfig, TlsConfig
 from mmecg_server.service import SERVICES
-
-from mmecg.config import LimitsConfig, ServerConfig, TlsConfig
 
 ROOT = Path(__file__).parents[2]
 PROTOS = sorted((ROOT / "protos/mmecg_pb/v1").glob("*.proto"))

@@ -18,11 +18,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from mmecg_index.corpus import Corpus
 from mmecg_server import __main__ as program
+from mmecg_server.config import LimitsConfig
 from mmecg_server.server import Server
 from mmecg_server.service import PREDICTION, SERVICES
 
 from mmecg.client import ChannelOptions, Client, RetryPolicy
-from mmecg.config import LimitsConfig
 from mmecg.errors import MmecgError, NotReadyError, OverloadedError
 from mmecg.report import Report
 from mmecg.retriever import Query, Retriever

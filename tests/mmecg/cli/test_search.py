@@ -5,10 +5,10 @@ import threading
 
 import pytest
 from mmecg_server.__main__ import open_bundle, open_retriever
+from mmecg_server.config import ServerConfig
 from mmecg_server.server import Server
 
 from mmecg.cli.inputs import filter_fields, parse_filter, parse_vitals
-from mmecg.config import ServerConfig
 from mmecg.ecg import LEADS
 from mmecg.search import Filter
 

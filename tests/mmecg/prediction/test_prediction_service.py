@@ -17,6 +17,7 @@ from mmecg_index.corpus import Corpus
 from mmecg_pb.v1 import prediction_service_pb2 as pb
 from mmecg_pb.v1 import prediction_service_pb2_grpc
 from mmecg_server.__main__ import open_predictor, warm_up
+from mmecg_server.config import LimitsConfig, ServerConfig
 from mmecg_server.prediction_service import MAX_EXPLANATIONS
 from mmecg_server.server import Server
 from mmecg_server.service import PREDICTION, SERVICES
@@ -24,7 +25,6 @@ from mmecg_server.service import PREDICTION, SERVICES
 from mmecg.bundle import load_bundle
 from mmecg.client import AsyncClient, ChannelOptions, Client, RetryPolicy
 from mmecg.client.prediction_messages import MAX_EXTRA_HISTORY, render_ecg, render_prediction
-from mmecg.config import LimitsConfig, ServerConfig
 from mmecg.datasets.synthetic import synthetic_ecg
 from mmecg.ecg import Ecg
 from mmecg.errors import BundleError, InvalidInputError, OverloadedError, QueryError, StudyNotFoundError
