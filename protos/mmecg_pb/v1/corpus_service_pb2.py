@@ -24,36 +24,47 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
+from mmecg_pb.v1 import query_pb2 as mmecg__pb_dot_v1_dot_query__pb2
 from mmecg_pb.v1 import study_pb2 as mmecg__pb_dot_v1_dot_study__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n mmecg_pb/v1/corpus_service.proto\x12\x08mmecg.v1\x1a google/protobuf/field_mask.proto\x1a\x17google/rpc/status.proto\x1a\x17mmecg_pb/v1/study.proto\"6\n\x14UpsertStudiesRequest\x12\x1e\n\x05study\x18\x01 \x01(\x0b\x32\x0f.mmecg.v1.Study\"i\n\x15UpsertStudiesResponse\x12\x0c\n\x04item\x18\x01 \x01(\x03\x12\x12\n\x08sequence\x18\x02 \x01(\x03H\x00\x12$\n\x06status\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result\"R\n\x0fGetStudyRequest\x12\x10\n\x08study_id\x18\x01 \x01(\t\x12-\n\tread_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"2\n\x10GetStudyResponse\x12\x1e\n\x05study\x18\x01 \x01(\x0b\x32\x0f.mmecg.v1.Study\"\xa5\x01\n\x12ListStudiesRequest\x12\x17\n\nsubject_id\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x16\n\tpage_size\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x12\n\npage_token\x18\x03 \x01(\t\x12-\n\tread_mask\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\r\n\x0b_subject_idB\x0c\n\n_page_size\"P\n\x13ListStudiesResponse\x12 \n\x07studies\x18\x01 \x03(\x0b\x32\x0f.mmecg.v1.Study\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"&\n\x12\x44\x65leteStudyRequest\x12\x10\n\x08study_id\x18\x01 \x01(\t\"\'\n\x13\x44\x65leteStudyResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x03\"\x11\n\x0fGetStatsRequest\"\xa8\x01\n\x10GetStatsResponse\x12\x0f\n\x07studies\x18\x01 \x01(\x03\x12\x10\n\x08subjects\x18\x02 \x01(\x03\x12\x16\n\x0e\x65\x63g_embeddings\x18\x03 \x01(\x03\x12\x17\n\x0ftext_embeddings\x18\x04 \x01(\x03\x12\x19\n\x11vitals_embeddings\x18\x05 \x01(\x03\x12\x13\n\x0b\x66ingerprint\x18\x06 \x01(\t\x12\x10\n\x08sequence\x18\x07 \x01(\x03\x32\x83\x03\n\rCorpusService\x12T\n\rUpsertStudies\x12\x1e.mmecg.v1.UpsertStudiesRequest\x1a\x1f.mmecg.v1.UpsertStudiesResponse(\x01\x30\x01\x12\x41\n\x08GetStudy\x12\x19.mmecg.v1.GetStudyRequest\x1a\x1a.mmecg.v1.GetStudyResponse\x12J\n\x0bListStudies\x12\x1c.mmecg.v1.ListStudiesRequest\x1a\x1d.mmecg.v1.ListStudiesResponse\x12J\n\x0b\x44\x65leteStudy\x12\x1c.mmecg.v1.DeleteStudyRequest\x1a\x1d.mmecg.v1.DeleteStudyResponse\x12\x41\n\x08GetStats\x12\x19.mmecg.v1.GetStatsRequest\x1a\x1a.mmecg.v1.GetStatsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n mmecg_pb/v1/corpus_service.proto\x12\x08mmecg.v1\x1a google/protobuf/field_mask.proto\x1a\x17google/rpc/status.proto\x1a\x17mmecg_pb/v1/query.proto\x1a\x17mmecg_pb/v1/study.proto\"x\n\x14UpsertStudiesRequest\x12\x1e\n\x05study\x18\x01 \x01(\x0b\x32\x0f.mmecg.v1.Study\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12,\n\nembeddings\x18\x03 \x03(\x0b\x32\x18.mmecg.v1.ReadyEmbedding\"^\n\x0eReadyEmbedding\x12$\n\x08modality\x18\x01 \x01(\x0e\x32\x12.mmecg.v1.Modality\x12&\n\tembedding\x18\x02 \x01(\x0b\x32\x13.mmecg.v1.Embedding\"i\n\x15UpsertStudiesResponse\x12\x0c\n\x04item\x18\x01 \x01(\x03\x12\x12\n\x08sequence\x18\x02 \x01(\x03H\x00\x12$\n\x06status\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result\"R\n\x0fGetStudyRequest\x12\x10\n\x08study_id\x18\x01 \x01(\t\x12-\n\tread_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"@\n\x10GetStudyResponse\x12\x1e\n\x05study\x18\x01 \x01(\x0b\x32\x0f.mmecg.v1.Study\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"\x87\x01\n\x12UpdateStudyRequest\x12\x1e\n\x05study\x18\x01 \x01(\x0b\x32\x0f.mmecg.v1.Study\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"5\n\x13UpdateStudyResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"\xa5\x01\n\x12ListStudiesRequest\x12\x17\n\nsubject_id\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x16\n\tpage_size\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x12\n\npage_token\x18\x03 \x01(\t\x12-\n\tread_mask\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\r\n\x0b_subject_idB\x0c\n\n_page_size\"P\n\x13ListStudiesResponse\x12 \n\x07studies\x18\x01 \x03(\x0b\x32\x0f.mmecg.v1.Study\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\":\n\x12\x44\x65leteStudyRequest\x12\x10\n\x08study_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"\'\n\x13\x44\x65leteStudyResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x03\"7\n\x13\x43ountStudiesRequest\x12 \n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x10.mmecg.v1.Filter\"\'\n\x14\x43ountStudiesResponse\x12\x0f\n\x07studies\x18\x01 \x01(\x03\"\x11\n\x0fGetStatsRequest\"\xa8\x01\n\x10GetStatsResponse\x12\x0f\n\x07studies\x18\x01 \x01(\x03\x12\x10\n\x08subjects\x18\x02 \x01(\x03\x12\x16\n\x0e\x65\x63g_embeddings\x18\x03 \x01(\x03\x12\x17\n\x0ftext_embeddings\x18\x04 \x01(\x03\x12\x19\n\x11vitals_embeddings\x18\x05 \x01(\x03\x12\x13\n\x0b\x66ingerprint\x18\x06 \x01(\t\x12\x10\n\x08sequence\x18\x07 \x01(\x03\x32\x9e\x04\n\rCorpusService\x12T\n\rUpsertStudies\x12\x1e.mmecg.v1.UpsertStudiesRequest\x1a\x1f.mmecg.v1.UpsertStudiesResponse(\x01\x30\x01\x12\x41\n\x08GetStudy\x12\x19.mmecg.v1.GetStudyRequest\x1a\x1a.mmecg.v1.GetStudyResponse\x12J\n\x0bUpdateStudy\x12\x1c.mmecg.v1.UpdateStudyRequest\x1a\x1d.mmecg.v1.UpdateStudyResponse\x12J\n\x0bListStudies\x12\x1c.mmecg.v1.ListStudiesRequest\x1a\x1d.mmecg.v1.ListStudiesResponse\x12J\n\x0b\x44\x65leteStudy\x12\x1c.mmecg.v1.DeleteStudyRequest\x1a\x1d.mmecg.v1.DeleteStudyResponse\x12M\n\x0c\x43ountStudies\x12\x1d.mmecg.v1.CountStudiesRequest\x1a\x1e.mmecg.v1.CountStudiesResponse\x12\x41\n\x08GetStats\x12\x19.mmecg.v1.GetStatsRequest\x1a\x1a.mmecg.v1.GetStatsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'mmecg_pb.v1.corpus_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_UPSERTSTUDIESREQUEST']._serialized_start=130
-  _globals['_UPSERTSTUDIESREQUEST']._serialized_end=184
-  _globals['_UPSERTSTUDIESRESPONSE']._serialized_start=186
-  _globals['_UPSERTSTUDIESRESPONSE']._serialized_end=291
-  _globals['_GETSTUDYREQUEST']._serialized_start=293
-  _globals['_GETSTUDYREQUEST']._serialized_end=375
-  _globals['_GETSTUDYRESPONSE']._serialized_start=377
-  _globals['_GETSTUDYRESPONSE']._serialized_end=427
-  _globals['_LISTSTUDIESREQUEST']._serialized_start=430
-  _globals['_LISTSTUDIESREQUEST']._serialized_end=595
-  _globals['_LISTSTUDIESRESPONSE']._serialized_start=597
-  _globals['_LISTSTUDIESRESPONSE']._serialized_end=677
-  _globals['_DELETESTUDYREQUEST']._serialized_start=679
-  _globals['_DELETESTUDYREQUEST']._serialized_end=717
-  _globals['_DELETESTUDYRESPONSE']._serialized_start=719
-  _globals['_DELETESTUDYRESPONSE']._serialized_end=758
-  _globals['_GETSTATSREQUEST']._serialized_start=760
-  _globals['_GETSTATSREQUEST']._serialized_end=777
-  _globals['_GETSTATSRESPONSE']._serialized_start=780
-  _globals['_GETSTATSRESPONSE']._serialized_end=948
-  _globals['_CORPUSSERVICE']._serialized_start=951
-  _globals['_CORPUSSERVICE']._serialized_end=1338
+  _globals['_UPSERTSTUDIESREQUEST']._serialized_start=155
+  _globals['_UPSERTSTUDIESREQUEST']._serialized_end=275
+  _globals['_READYEMBEDDING']._serialized_start=277
+  _globals['_READYEMBEDDING']._serialized_end=371
+  _globals['_UPSERTSTUDIESRESPONSE']._serialized_start=373
+  _globals['_UPSERTSTUDIESRESPONSE']._serialized_end=478
+  _globals['_GETSTUDYREQUEST']._serialized_start=480
+  _globals['_GETSTUDYREQUEST']._serialized_end=562
+  _globals['_GETSTUDYRESPONSE']._serialized_start=564
+  _globals['_GETSTUDYRESPONSE']._serialized_end=628
+  _globals['_UPDATESTUDYREQUEST']._serialized_start=631
+  _globals['_UPDATESTUDYREQUEST']._serialized_end=766
+  _globals['_UPDATESTUDYRESPONSE']._serialized_start=768
+  _globals['_UPDATESTUDYRESPONSE']._serialized_end=821
+  _globals['_LISTSTUDIESREQUEST']._serialized_start=824
+  _globals['_LISTSTUDIESREQUEST']._serialized_end=989
+  _globals['_LISTSTUDIESRESPONSE']._serialized_start=991
+  _globals['_LISTSTUDIESRESPONSE']._serialized_end=1071
+  _globals['_DELETESTUDYREQUEST']._serialized_start=1073
+  _globals['_DELETESTUDYREQUEST']._serialized_end=1131
+  _globals['_DELETESTUDYRESPONSE']._serialized_start=1133
+  _globals['_DELETESTUDYRESPONSE']._serialized_end=1172
+  _globals['_COUNTSTUDIESREQUEST']._serialized_start=1174
+  _globals['_COUNTSTUDIESREQUEST']._serialized_end=1229
+  _globals['_COUNTSTUDIESRESPONSE']._serialized_start=1231
+  _globals['_COUNTSTUDIESRESPONSE']._serialized_end=1270
+  _globals['_GETSTATSREQUEST']._serialized_start=1272
+  _globals['_GETSTATSREQUEST']._serialized_end=1289
+  _globals['_GETSTATSRESPONSE']._serialized_start=1292
+  _globals['_GETSTATSRESPONSE']._serialized_end=1460
+  _globals['_CORPUSSERVICE']._serialized_start=1463
+  _globals['_CORPUSSERVICE']._serialized_end=2005
 # @@protoc_insertion_point(module_scope)

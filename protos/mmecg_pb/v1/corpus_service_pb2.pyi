@@ -9,6 +9,7 @@ from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.rpc import status_pb2 as _status_pb2
+from mmecg_pb.v1 import query_pb2 as _query_pb2
 from mmecg_pb.v1 import study_pb2 as _study_pb2
 import builtins as _builtins
 import sys
@@ -28,22 +29,64 @@ class UpsertStudiesRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     STUDY_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    EMBEDDINGS_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Names this write, 1 to 128 printable characters; the same study sent again under it is not stored again, another
+    study under it is refused (ALREADY_EXISTS). Empty: a study that is stored as it is already is not written again.
+    """
     @_builtins.property
     def study(self) -> _study_pb2.Study:
         """The study. It needs at least one of ECG, report, notes and vitals."""
+
+    @_builtins.property
+    def embeddings(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReadyEmbedding]:
+        """Embeddings that the caller made already, of the server's fingerprint, at most one a modality that the study has; the
+        server makes the others.
+        """
 
     def __init__(
         self,
         *,
         study: _study_pb2.Study | None = ...,
+        request_id: _builtins.str = ...,
+        embeddings: _abc.Iterable[Global___ReadyEmbedding] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["study", b"study"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["study", b"study"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["embeddings", b"embeddings", "request_id", b"request_id", "study", b"study"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UpsertStudiesRequest: _TypeAlias = UpsertStudiesRequest  # noqa: Y015
+
+@_typing.final
+class ReadyEmbedding(_message.Message):
+    """An embedding of one modality of a study."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODALITY_FIELD_NUMBER: _builtins.int
+    EMBEDDING_FIELD_NUMBER: _builtins.int
+    modality: _query_pb2.Modality.ValueType
+    """The modality."""
+    @_builtins.property
+    def embedding(self) -> _query_pb2.Embedding:
+        """The embedding; its fingerprint must be the server's."""
+
+    def __init__(
+        self,
+        *,
+        modality: _query_pb2.Modality.ValueType = ...,
+        embedding: _query_pb2.Embedding | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["embedding", b"embedding"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["embedding", b"embedding", "modality", b"modality"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadyEmbedding: _TypeAlias = ReadyEmbedding  # noqa: Y015
 
 @_typing.final
 class UpsertStudiesResponse(_message.Message):
@@ -114,6 +157,9 @@ class GetStudyResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     STUDY_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    etag: _builtins.str
+    """Changes whenever the study does; see UpdateStudy."""
     @_builtins.property
     def study(self) -> _study_pb2.Study:
         """The study."""
@@ -122,14 +168,81 @@ class GetStudyResponse(_message.Message):
         self,
         *,
         study: _study_pb2.Study | None = ...,
+        etag: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["study", b"study"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["study", b"study"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "study", b"study"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStudyResponse: _TypeAlias = GetStudyResponse  # noqa: Y015
+
+@_typing.final
+class UpdateStudyRequest(_message.Message):
+    """Request of UpdateStudy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STUDY_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    etag: _builtins.str
+    """The `etag` of the study that the change was made for. Refused (FAILED_PRECONDITION) if the study has changed since.
+    Empty: whatever it is now is changed.
+    """
+    request_id: _builtins.str
+    """Names this write; see UpsertStudiesRequest."""
+    @_builtins.property
+    def study(self) -> _study_pb2.Study:
+        """The study's `study_id`, and the new values of the fields of the mask."""
+
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """Top-level fields of Study to change, all but `study_id` and `subject_id`; one that is named and not set is removed."""
+
+    def __init__(
+        self,
+        *,
+        study: _study_pb2.Study | None = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
+        etag: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["study", b"study", "update_mask", b"update_mask"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "request_id", b"request_id", "study", b"study", "update_mask", b"update_mask"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateStudyRequest: _TypeAlias = UpdateStudyRequest  # noqa: Y015
+
+@_typing.final
+class UpdateStudyResponse(_message.Message):
+    """Response of UpdateStudy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
+    """Sequence number of the commit that changed it."""
+    etag: _builtins.str
+    """The new etag."""
+    def __init__(
+        self,
+        *,
+        sequence: _builtins.int = ...,
+        etag: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateStudyResponse: _TypeAlias = UpdateStudyResponse  # noqa: Y015
 
 @_typing.final
 class ListStudiesRequest(_message.Message):
@@ -209,16 +322,22 @@ class DeleteStudyRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     STUDY_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     study_id: _builtins.str
     """The study to delete."""
+    request_id: _builtins.str
+    """Names this write; see UpsertStudiesRequest. Sent again under it, the delete is answered as the first time; without
+    one, it is answered with NOT_FOUND.
+    """
     def __init__(
         self,
         *,
         study_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["study_id", b"study_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "study_id", b"study_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -245,6 +364,52 @@ class DeleteStudyResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteStudyResponse: _TypeAlias = DeleteStudyResponse  # noqa: Y015
+
+@_typing.final
+class CountStudiesRequest(_message.Message):
+    """Request of CountStudies."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILTER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def filter(self) -> _query_pb2.Filter:
+        """Which studies count. Unset counts all."""
+
+    def __init__(
+        self,
+        *,
+        filter: _query_pb2.Filter | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CountStudiesRequest: _TypeAlias = CountStudiesRequest  # noqa: Y015
+
+@_typing.final
+class CountStudiesResponse(_message.Message):
+    """Response of CountStudies."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STUDIES_FIELD_NUMBER: _builtins.int
+    studies: _builtins.int
+    """How many studies pass."""
+    def __init__(
+        self,
+        *,
+        studies: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["studies", b"studies"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CountStudiesResponse: _TypeAlias = CountStudiesResponse  # noqa: Y015
 
 @_typing.final
 class GetStatsRequest(_message.Message):

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class CorpusServiceStub:
-    """Stores, reads and deletes studies.
+    """Stores, reads, changes and deletes studies. A write may carry a `request_id`: the same write sent again under it, because
+    its answer was lost, is answered as the first time and does nothing.
     """
 
     def __init__(self, channel):
@@ -45,6 +46,11 @@ class CorpusServiceStub:
                 request_serializer=mmecg__pb_dot_v1_dot_corpus__service__pb2.GetStudyRequest.SerializeToString,
                 response_deserializer=mmecg__pb_dot_v1_dot_corpus__service__pb2.GetStudyResponse.FromString,
                 _registered_method=True)
+        self.UpdateStudy = channel.unary_unary(
+                '/mmecg.v1.CorpusService/UpdateStudy',
+                request_serializer=mmecg__pb_dot_v1_dot_corpus__service__pb2.UpdateStudyRequest.SerializeToString,
+                response_deserializer=mmecg__pb_dot_v1_dot_corpus__service__pb2.UpdateStudyResponse.FromString,
+                _registered_method=True)
         self.ListStudies = channel.unary_unary(
                 '/mmecg.v1.CorpusService/ListStudies',
                 request_serializer=mmecg__pb_dot_v1_dot_corpus__service__pb2.ListStudiesRequest.SerializeToString,
@@ -55,6 +61,11 @@ class CorpusServiceStub:
                 request_serializer=mmecg__pb_dot_v1_dot_corpus__service__pb2.DeleteStudyRequest.SerializeToString,
                 response_deserializer=mmecg__pb_dot_v1_dot_corpus__service__pb2.DeleteStudyResponse.FromString,
                 _registered_method=True)
+        self.CountStudies = channel.unary_unary(
+                '/mmecg.v1.CorpusService/CountStudies',
+                request_serializer=mmecg__pb_dot_v1_dot_corpus__service__pb2.CountStudiesRequest.SerializeToString,
+                response_deserializer=mmecg__pb_dot_v1_dot_corpus__service__pb2.CountStudiesResponse.FromString,
+                _registered_method=True)
         self.GetStats = channel.unary_unary(
                 '/mmecg.v1.CorpusService/GetStats',
                 request_serializer=mmecg__pb_dot_v1_dot_corpus__service__pb2.GetStatsRequest.SerializeToString,
@@ -63,7 +74,8 @@ class CorpusServiceStub:
 
 
 class CorpusServiceServicer:
-    """Stores, reads and deletes studies.
+    """Stores, reads, changes and deletes studies. A write may carry a `request_id`: the same write sent again under it, because
+    its answer was lost, is answered as the first time and does nothing.
     """
 
     def UpsertStudies(self, request_iterator, context):
@@ -81,6 +93,14 @@ class CorpusServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateStudy(self, request, context):
+        """Changes the fields of a study that a mask names, for example when its report arrives after the ECG. Embeddings of
+        what changed are made anew.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListStudies(self, request, context):
         """Lists studies: of a subject (oldest first), or all.
         """
@@ -90,6 +110,13 @@ class CorpusServiceServicer:
 
     def DeleteStudy(self, request, context):
         """Deletes a study.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CountStudies(self, request, context):
+        """Counts the studies that pass a filter.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -115,6 +142,11 @@ def add_CorpusServiceServicer_to_server(servicer, server):
                     request_deserializer=mmecg__pb_dot_v1_dot_corpus__service__pb2.GetStudyRequest.FromString,
                     response_serializer=mmecg__pb_dot_v1_dot_corpus__service__pb2.GetStudyResponse.SerializeToString,
             ),
+            'UpdateStudy': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateStudy,
+                    request_deserializer=mmecg__pb_dot_v1_dot_corpus__service__pb2.UpdateStudyRequest.FromString,
+                    response_serializer=mmecg__pb_dot_v1_dot_corpus__service__pb2.UpdateStudyResponse.SerializeToString,
+            ),
             'ListStudies': grpc.unary_unary_rpc_method_handler(
                     servicer.ListStudies,
                     request_deserializer=mmecg__pb_dot_v1_dot_corpus__service__pb2.ListStudiesRequest.FromString,
@@ -124,6 +156,11 @@ def add_CorpusServiceServicer_to_server(servicer, server):
                     servicer.DeleteStudy,
                     request_deserializer=mmecg__pb_dot_v1_dot_corpus__service__pb2.DeleteStudyRequest.FromString,
                     response_serializer=mmecg__pb_dot_v1_dot_corpus__service__pb2.DeleteStudyResponse.SerializeToString,
+            ),
+            'CountStudies': grpc.unary_unary_rpc_method_handler(
+                    servicer.CountStudies,
+                    request_deserializer=mmecg__pb_dot_v1_dot_corpus__service__pb2.CountStudiesRequest.FromString,
+                    response_serializer=mmecg__pb_dot_v1_dot_corpus__service__pb2.CountStudiesResponse.SerializeToString,
             ),
             'GetStats': grpc.unary_unary_rpc_method_handler(
                     servicer.GetStats,
@@ -139,7 +176,8 @@ def add_CorpusServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class CorpusService:
-    """Stores, reads and deletes studies.
+    """Stores, reads, changes and deletes studies. A write may carry a `request_id`: the same write sent again under it, because
+    its answer was lost, is answered as the first time and does nothing.
     """
 
     @staticmethod
@@ -197,6 +235,33 @@ class CorpusService:
             _registered_method=True)
 
     @staticmethod
+    def UpdateStudy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mmecg.v1.CorpusService/UpdateStudy',
+            mmecg__pb_dot_v1_dot_corpus__service__pb2.UpdateStudyRequest.SerializeToString,
+            mmecg__pb_dot_v1_dot_corpus__service__pb2.UpdateStudyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ListStudies(request,
             target,
             options=(),
@@ -240,6 +305,33 @@ class CorpusService:
             '/mmecg.v1.CorpusService/DeleteStudy',
             mmecg__pb_dot_v1_dot_corpus__service__pb2.DeleteStudyRequest.SerializeToString,
             mmecg__pb_dot_v1_dot_corpus__service__pb2.DeleteStudyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CountStudies(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mmecg.v1.CorpusService/CountStudies',
+            mmecg__pb_dot_v1_dot_corpus__service__pb2.CountStudiesRequest.SerializeToString,
+            mmecg__pb_dot_v1_dot_corpus__service__pb2.CountStudiesResponse.FromString,
             options,
             channel_credentials,
             insecure,

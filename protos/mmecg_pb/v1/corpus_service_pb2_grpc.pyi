@@ -27,7 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class CorpusServiceStub:
-    """Stores, reads and deletes studies."""
+    """Stores, reads, changes and deletes studies. A write may carry a `request_id`: the same write sent again under it, because
+    its answer was lost, is answered as the first time and does nothing.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -39,16 +41,24 @@ class CorpusServiceStub:
     """
     GetStudy: _grpc.UnaryUnaryMultiCallable[_corpus_service_pb2.GetStudyRequest, _corpus_service_pb2.GetStudyResponse]
     """Returns a study."""
+    UpdateStudy: _grpc.UnaryUnaryMultiCallable[_corpus_service_pb2.UpdateStudyRequest, _corpus_service_pb2.UpdateStudyResponse]
+    """Changes the fields of a study that a mask names, for example when its report arrives after the ECG. Embeddings of
+    what changed are made anew.
+    """
     ListStudies: _grpc.UnaryUnaryMultiCallable[_corpus_service_pb2.ListStudiesRequest, _corpus_service_pb2.ListStudiesResponse]
     """Lists studies: of a subject (oldest first), or all."""
     DeleteStudy: _grpc.UnaryUnaryMultiCallable[_corpus_service_pb2.DeleteStudyRequest, _corpus_service_pb2.DeleteStudyResponse]
     """Deletes a study."""
+    CountStudies: _grpc.UnaryUnaryMultiCallable[_corpus_service_pb2.CountStudiesRequest, _corpus_service_pb2.CountStudiesResponse]
+    """Counts the studies that pass a filter."""
     GetStats: _grpc.UnaryUnaryMultiCallable[_corpus_service_pb2.GetStatsRequest, _corpus_service_pb2.GetStatsResponse]
     """Says what the corpus holds."""
 
 @_typing.type_check_only
 class CorpusServiceAsyncStub(CorpusServiceStub):
-    """Stores, reads and deletes studies."""
+    """Stores, reads, changes and deletes studies. A write may carry a `request_id`: the same write sent again under it, because
+    its answer was lost, is answered as the first time and does nothing.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     UpsertStudies: _aio.StreamStreamMultiCallable[_corpus_service_pb2.UpsertStudiesRequest, _corpus_service_pb2.UpsertStudiesResponse]  # type: ignore[assignment]
@@ -57,15 +67,23 @@ class CorpusServiceAsyncStub(CorpusServiceStub):
     """
     GetStudy: _aio.UnaryUnaryMultiCallable[_corpus_service_pb2.GetStudyRequest, _corpus_service_pb2.GetStudyResponse]  # type: ignore[assignment]
     """Returns a study."""
+    UpdateStudy: _aio.UnaryUnaryMultiCallable[_corpus_service_pb2.UpdateStudyRequest, _corpus_service_pb2.UpdateStudyResponse]  # type: ignore[assignment]
+    """Changes the fields of a study that a mask names, for example when its report arrives after the ECG. Embeddings of
+    what changed are made anew.
+    """
     ListStudies: _aio.UnaryUnaryMultiCallable[_corpus_service_pb2.ListStudiesRequest, _corpus_service_pb2.ListStudiesResponse]  # type: ignore[assignment]
     """Lists studies: of a subject (oldest first), or all."""
     DeleteStudy: _aio.UnaryUnaryMultiCallable[_corpus_service_pb2.DeleteStudyRequest, _corpus_service_pb2.DeleteStudyResponse]  # type: ignore[assignment]
     """Deletes a study."""
+    CountStudies: _aio.UnaryUnaryMultiCallable[_corpus_service_pb2.CountStudiesRequest, _corpus_service_pb2.CountStudiesResponse]  # type: ignore[assignment]
+    """Counts the studies that pass a filter."""
     GetStats: _aio.UnaryUnaryMultiCallable[_corpus_service_pb2.GetStatsRequest, _corpus_service_pb2.GetStatsResponse]  # type: ignore[assignment]
     """Says what the corpus holds."""
 
 class CorpusServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Stores, reads and deletes studies."""
+    """Stores, reads, changes and deletes studies. A write may carry a `request_id`: the same write sent again under it, because
+    its answer was lost, is answered as the first time and does nothing.
+    """
 
     @_abc_1.abstractmethod
     def UpsertStudies(
@@ -86,6 +104,16 @@ class CorpusServiceServicer(metaclass=_abc_1.ABCMeta):
         """Returns a study."""
 
     @_abc_1.abstractmethod
+    def UpdateStudy(
+        self,
+        request: _corpus_service_pb2.UpdateStudyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_corpus_service_pb2.UpdateStudyResponse, _abc.Awaitable[_corpus_service_pb2.UpdateStudyResponse]]:
+        """Changes the fields of a study that a mask names, for example when its report arrives after the ECG. Embeddings of
+        what changed are made anew.
+        """
+
+    @_abc_1.abstractmethod
     def ListStudies(
         self,
         request: _corpus_service_pb2.ListStudiesRequest,
@@ -100,6 +128,14 @@ class CorpusServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_corpus_service_pb2.DeleteStudyResponse, _abc.Awaitable[_corpus_service_pb2.DeleteStudyResponse]]:
         """Deletes a study."""
+
+    @_abc_1.abstractmethod
+    def CountStudies(
+        self,
+        request: _corpus_service_pb2.CountStudiesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_corpus_service_pb2.CountStudiesResponse, _abc.Awaitable[_corpus_service_pb2.CountStudiesResponse]]:
+        """Counts the studies that pass a filter."""
 
     @_abc_1.abstractmethod
     def GetStats(

@@ -28,7 +28,7 @@ from mmecg_pb.v1 import query_pb2 as mmecg__pb_dot_v1_dot_query__pb2
 from mmecg_pb.v1 import study_pb2 as mmecg__pb_dot_v1_dot_study__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n mmecg_pb/v1/search_service.proto\x12\x08mmecg.v1\x1a google/protobuf/field_mask.proto\x1a\x17google/rpc/status.proto\x1a\x17mmecg_pb/v1/query.proto\x1a\x17mmecg_pb/v1/study.proto\"\x92\x02\n\rSearchRequest\x12\x1e\n\x05query\x18\x01 \x01(\x0b\x32\x0f.mmecg.v1.Query\x12 \n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x10.mmecg.v1.Filter\x12\x12\n\x05top_k\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12\"\n\x06target\x18\x04 \x01(\x0e\x32\x12.mmecg.v1.Modality\x12!\n\x14\x65xclude_same_subject\x18\x05 \x01(\x08H\x01\x88\x01\x01\x12\x12\n\npage_token\x18\x06 \x01(\t\x12-\n\tread_mask\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\x08\n\x06_top_kB\x17\n\x15_exclude_same_subject\"\x7f\n\x0eSearchResponse\x12\x1b\n\x04hits\x18\x01 \x03(\x0b\x32\r.mmecg.v1.Hit\x12\"\n\x04plan\x18\x02 \x01(\x0b\x32\x14.mmecg.v1.SearchPlan\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x04 \x01(\t\"y\n\x03Hit\x12\x10\n\x08study_id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x01\x12\x31\n\x0fmodality_scores\x18\x03 \x01(\x0b\x32\x18.mmecg.v1.ModalityScores\x12\x1e\n\x05study\x18\x04 \x01(\x0b\x32\x0f.mmecg.v1.Study\"f\n\x0eModalityScores\x12\x10\n\x03\x65\x63g\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x11\n\x04text\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x13\n\x06vitals\x18\x03 \x01(\x01H\x02\x88\x01\x01\x42\x06\n\x04_ecgB\x07\n\x05_textB\t\n\x07_vitals\"U\n\nSearchPlan\x12\x0e\n\x06\x65ngine\x18\x01 \x01(\t\x12\r\n\x05\x65xact\x18\x02 \x01(\x08\x12\x12\n\nrows_total\x18\x03 \x01(\x03\x12\x14\n\x0crows_passing\x18\x04 \x01(\x03\"?\n\x13SearchStreamRequest\x12(\n\x07request\x18\x01 \x01(\x0b\x32\x17.mmecg.v1.SearchRequest\"\x82\x01\n\x14SearchStreamResponse\x12\x0c\n\x04item\x18\x01 \x01(\x03\x12,\n\x08response\x18\x02 \x01(\x0b\x32\x18.mmecg.v1.SearchResponseH\x00\x12$\n\x06status\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result2\x9f\x01\n\rSearchService\x12;\n\x06Search\x12\x17.mmecg.v1.SearchRequest\x1a\x18.mmecg.v1.SearchResponse\x12Q\n\x0cSearchStream\x12\x1d.mmecg.v1.SearchStreamRequest\x1a\x1e.mmecg.v1.SearchStreamResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n mmecg_pb/v1/search_service.proto\x12\x08mmecg.v1\x1a google/protobuf/field_mask.proto\x1a\x17google/rpc/status.proto\x1a\x17mmecg_pb/v1/query.proto\x1a\x17mmecg_pb/v1/study.proto\"\xbe\x02\n\rSearchRequest\x12\x1e\n\x05query\x18\x01 \x01(\x0b\x32\x0f.mmecg.v1.Query\x12 \n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x10.mmecg.v1.Filter\x12\x12\n\x05top_k\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12\"\n\x06target\x18\x04 \x01(\x0e\x32\x12.mmecg.v1.Modality\x12!\n\x14\x65xclude_same_subject\x18\x05 \x01(\x08H\x01\x88\x01\x01\x12\x12\n\npage_token\x18\x06 \x01(\t\x12-\n\tread_mask\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x19\n\x0cmin_sequence\x18\x08 \x01(\x03H\x02\x88\x01\x01\x42\x08\n\x06_top_kB\x17\n\x15_exclude_same_subjectB\x0f\n\r_min_sequence\"\x91\x01\n\x0eSearchResponse\x12\x1b\n\x04hits\x18\x01 \x03(\x0b\x32\r.mmecg.v1.Hit\x12\"\n\x04plan\x18\x02 \x01(\x0b\x32\x14.mmecg.v1.SearchPlan\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x04 \x01(\t\x12\x10\n\x08sequence\x18\x05 \x01(\x03\"y\n\x03Hit\x12\x10\n\x08study_id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x01\x12\x31\n\x0fmodality_scores\x18\x03 \x01(\x0b\x32\x18.mmecg.v1.ModalityScores\x12\x1e\n\x05study\x18\x04 \x01(\x0b\x32\x0f.mmecg.v1.Study\"f\n\x0eModalityScores\x12\x10\n\x03\x65\x63g\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x11\n\x04text\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x13\n\x06vitals\x18\x03 \x01(\x01H\x02\x88\x01\x01\x42\x06\n\x04_ecgB\x07\n\x05_textB\t\n\x07_vitals\"U\n\nSearchPlan\x12\x0e\n\x06\x65ngine\x18\x01 \x01(\t\x12\r\n\x05\x65xact\x18\x02 \x01(\x08\x12\x12\n\nrows_total\x18\x03 \x01(\x03\x12\x14\n\x0crows_passing\x18\x04 \x01(\x03\"?\n\x13SearchStreamRequest\x12(\n\x07request\x18\x01 \x01(\x0b\x32\x17.mmecg.v1.SearchRequest\"\x82\x01\n\x14SearchStreamResponse\x12\x0c\n\x04item\x18\x01 \x01(\x03\x12,\n\x08response\x18\x02 \x01(\x0b\x32\x18.mmecg.v1.SearchResponseH\x00\x12$\n\x06status\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result2\x9f\x01\n\rSearchService\x12;\n\x06Search\x12\x17.mmecg.v1.SearchRequest\x1a\x18.mmecg.v1.SearchResponse\x12Q\n\x0cSearchStream\x12\x1d.mmecg.v1.SearchStreamRequest\x1a\x1e.mmecg.v1.SearchStreamResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,19 +36,19 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'mmecg_pb.v1.search_service_
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SEARCHREQUEST']._serialized_start=156
-  _globals['_SEARCHREQUEST']._serialized_end=430
-  _globals['_SEARCHRESPONSE']._serialized_start=432
-  _globals['_SEARCHRESPONSE']._serialized_end=559
-  _globals['_HIT']._serialized_start=561
-  _globals['_HIT']._serialized_end=682
-  _globals['_MODALITYSCORES']._serialized_start=684
-  _globals['_MODALITYSCORES']._serialized_end=786
-  _globals['_SEARCHPLAN']._serialized_start=788
-  _globals['_SEARCHPLAN']._serialized_end=873
-  _globals['_SEARCHSTREAMREQUEST']._serialized_start=875
-  _globals['_SEARCHSTREAMREQUEST']._serialized_end=938
-  _globals['_SEARCHSTREAMRESPONSE']._serialized_start=941
-  _globals['_SEARCHSTREAMRESPONSE']._serialized_end=1071
-  _globals['_SEARCHSERVICE']._serialized_start=1074
-  _globals['_SEARCHSERVICE']._serialized_end=1233
+  _globals['_SEARCHREQUEST']._serialized_end=474
+  _globals['_SEARCHRESPONSE']._serialized_start=477
+  _globals['_SEARCHRESPONSE']._serialized_end=622
+  _globals['_HIT']._serialized_start=624
+  _globals['_HIT']._serialized_end=745
+  _globals['_MODALITYSCORES']._serialized_start=747
+  _globals['_MODALITYSCORES']._serialized_end=849
+  _globals['_SEARCHPLAN']._serialized_start=851
+  _globals['_SEARCHPLAN']._serialized_end=936
+  _globals['_SEARCHSTREAMREQUEST']._serialized_start=938
+  _globals['_SEARCHSTREAMREQUEST']._serialized_end=1001
+  _globals['_SEARCHSTREAMRESPONSE']._serialized_start=1004
+  _globals['_SEARCHSTREAMRESPONSE']._serialized_end=1134
+  _globals['_SEARCHSERVICE']._serialized_start=1137
+  _globals['_SEARCHSERVICE']._serialized_end=1296
 # @@protoc_insertion_point(module_scope)

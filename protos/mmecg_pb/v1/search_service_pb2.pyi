@@ -35,6 +35,7 @@ class SearchRequest(_message.Message):
     EXCLUDE_SAME_SUBJECT_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     READ_MASK_FIELD_NUMBER: _builtins.int
+    MIN_SEQUENCE_FIELD_NUMBER: _builtins.int
     top_k: _builtins.int
     """Hits a page, 1 to `max_top_k`. Unset means 10."""
     target: _query_pb2.Modality.ValueType
@@ -45,6 +46,10 @@ class SearchRequest(_message.Message):
     """
     page_token: _builtins.str
     """The `next_page_token` of an earlier answer to the same request; empty for the first page."""
+    min_sequence: _builtins.int
+    """The answer must include everything up to this commit: the `sequence` of an earlier write's answer. If the server is
+    not there yet, it answers UNAVAILABLE.
+    """
     @_builtins.property
     def query(self) -> _query_pb2.Query:
         """What to look for."""
@@ -67,17 +72,22 @@ class SearchRequest(_message.Message):
         exclude_same_subject: _builtins.bool | None = ...,
         page_token: _builtins.str = ...,
         read_mask: _field_mask_pb2.FieldMask | None = ...,
+        min_sequence: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_exclude_same_subject", b"_exclude_same_subject", "_top_k", b"_top_k", "exclude_same_subject", b"exclude_same_subject", "filter", b"filter", "query", b"query", "read_mask", b"read_mask", "top_k", b"top_k"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_exclude_same_subject", b"_exclude_same_subject", "_min_sequence", b"_min_sequence", "_top_k", b"_top_k", "exclude_same_subject", b"exclude_same_subject", "filter", b"filter", "min_sequence", b"min_sequence", "query", b"query", "read_mask", b"read_mask", "top_k", b"top_k"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exclude_same_subject", b"_exclude_same_subject", "_top_k", b"_top_k", "exclude_same_subject", b"exclude_same_subject", "filter", b"filter", "page_token", b"page_token", "query", b"query", "read_mask", b"read_mask", "target", b"target", "top_k", b"top_k"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exclude_same_subject", b"_exclude_same_subject", "_min_sequence", b"_min_sequence", "_top_k", b"_top_k", "exclude_same_subject", b"exclude_same_subject", "filter", b"filter", "min_sequence", b"min_sequence", "page_token", b"page_token", "query", b"query", "read_mask", b"read_mask", "target", b"target", "top_k", b"top_k"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__exclude_same_subject: _TypeAlias = _typing.Literal["exclude_same_subject"]  # noqa: Y015
     _WhichOneofArgType__exclude_same_subject: _TypeAlias = _typing.Literal["_exclude_same_subject", b"_exclude_same_subject"]  # noqa: Y015
+    _WhichOneofReturnType__min_sequence: _TypeAlias = _typing.Literal["min_sequence"]  # noqa: Y015
+    _WhichOneofArgType__min_sequence: _TypeAlias = _typing.Literal["_min_sequence", b"_min_sequence"]  # noqa: Y015
     _WhichOneofReturnType__top_k: _TypeAlias = _typing.Literal["top_k"]  # noqa: Y015
     _WhichOneofArgType__top_k: _TypeAlias = _typing.Literal["_top_k", b"_top_k"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__exclude_same_subject) -> _WhichOneofReturnType__exclude_same_subject | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_sequence) -> _WhichOneofReturnType__min_sequence | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__top_k) -> _WhichOneofReturnType__top_k | None: ...
 
@@ -93,10 +103,13 @@ class SearchResponse(_message.Message):
     PLAN_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     FINGERPRINT_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """Token of the next page; empty on the last."""
     fingerprint: _builtins.str
     """Fingerprint of the bundle whose embeddings were compared."""
+    sequence: _builtins.int
+    """The answer includes everything up to this commit, at least."""
     @_builtins.property
     def hits(self) -> _containers.RepeatedCompositeFieldContainer[Global___Hit]:
         """Best first. Always `top_k` of them when that many studies pass the filter. All pages together hold at most
@@ -114,10 +127,11 @@ class SearchResponse(_message.Message):
         plan: Global___SearchPlan | None = ...,
         next_page_token: _builtins.str = ...,
         fingerprint: _builtins.str = ...,
+        sequence: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "hits", b"hits", "next_page_token", b"next_page_token", "plan", b"plan"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "hits", b"hits", "next_page_token", b"next_page_token", "plan", b"plan", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
