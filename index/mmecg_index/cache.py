@@ -135,13 +135,13 @@ class IndexCache:
             index.remove(np.array(gone, np.int64).reshape(-1))
         cursor = connection.execute(
             "SELECT row, vector, embeddings.crc FROM studies JOIN embeddings USING (row) "
-            "WHERE sequence > ? AND modality = ? ORDER BY row",
-            (saved, self._modality),
+            "WHERE sequence > ? AND modality = ? AND fingerprint = ? ORDER BY row",
+            (saved, self._modality, self._database.fingerprint),
         )
         while batch := cursor.fetchmany(_READ_BATCH):
             vectors = np.stack([decode_vector(data, crc) for _, data, crc in batch])
             index.upsert(np.array([row for row, *_ in batch], np.int64), vectors)
 
     def _count(self, connection: sqlite3.Connection) -> int:
-        found = connection.execute("SELECT count(*) FROM embeddings WHERE modality = ?", (self._modality,)).fetchone()
-        return int(found[0])
+        query = "SELECT count(*) FROM embeddings WHERE modality = ? AND fingerprint = ?"
+        return int(connection.execute(query, (self._modality, self._database.fingerprint)).fetchone()[0])

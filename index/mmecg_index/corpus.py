@@ -45,9 +45,11 @@ from mmecg_index.passing import PassingRows
 
 _FILE = "corpus.sqlite"
 _UPSERT = """
-INSERT INTO studies (study_id, subject_id, sort_time, sequence, document, crc, signal) VALUES (?, ?, ?, ?, ?, ?, ?)
-ON CONFLICT (study_id) DO UPDATE SET (subject_id, sort_time, sequence, document, crc, signal)
-    = (excluded.subject_id, excluded.sort_time, excluded.sequence, excluded.document, excluded.crc, excluded.signal)
+INSERT INTO studies (study_id, subject_id, sort_time, sequence, document, crc, signal, site)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (study_id) DO UPDATE SET (subject_id, sort_time, sequence, document, crc, signal, site)
+    = (excluded.subject_id, excluded.sort_time, excluded.sequence, excluded.document, excluded.crc, excluded.signal,
+       excluded.site)
 RETURNING row
 """
 
@@ -165,7 +167,7 @@ class Corpus:
                 for (study, vectors), (document, signal) in zip(last.values(), encoded, strict=True):
                     time = database.sort_time(study.acquired_at)
                     crc = zlib.crc32(document.encode())
-                    values = (study.study_id, study.subject_id, time, sequence, document, crc, signal)
+                    values = (study.study_id, study.subject_id, time, sequence, document, crc, signal, study.site)
                     row = connection.execute(_UPSERT, values).fetchone()[0]
                     connection.execute("DELETE FROM embeddings WHERE row = ?", (row,))
                     connection.executemany(
@@ -270,9 +272,10 @@ class Corpus:
         wanted = rows.tolist()
         found: dict[int, dict[str, NDArray[np.float32]]] = {row: {} for row in wanted}
         with self._database.reading() as connection:
-            query = "SELECT row, modality, vector, crc FROM embeddings"
-            for row, modality, data, crc in database.select_in(connection, query, "row", wanted):
-                found[row][modality] = decode_vector(data, crc)
+            query = "SELECT row, modality, fingerprint, vector, crc FROM embeddings"
+            for row, modality, fingerprint, data, crc in database.select_in(connection, query, "row", wanted):
+                if fingerprint == self.fingerprint:
+                    found[row][modality] = decode_vector(data, crc)
         return [found[row] for row in wanted]
 
     def rows(self, study_ids: Sequence[str]) -> NDArray[np.int64]:

@@ -14,51 +14,13 @@ from typing import Any
 
 from mmecg.errors import IndexFormatError, NotReadyError, SubjectNotFoundError
 from mmecg.study import without_zone
-
-APPLICATION_ID = 0x6D6D6543
-VERSION = 1
+from mmecg_index import schema
 
 _MAX_VALUES = 500
 """Values of one statement; SQLite takes no more than 999 everywhere."""
 
 _UNKNOWN_TIME = "~"
 """Sorts behind every time."""
-
-_SCHEMA = f"""
-PRAGMA application_id = {APPLICATION_ID};
-PRAGMA user_version = {VERSION};
-CREATE TABLE corpus (
-    fingerprint TEXT NOT NULL,
-    dim INTEGER NOT NULL,
-    sequence INTEGER NOT NULL
-) STRICT;
--- AUTOINCREMENT: a row is never given to a second study, so that an index that lags behind cannot confuse the two.
-CREATE TABLE studies (
-    row INTEGER PRIMARY KEY AUTOINCREMENT,
-    study_id TEXT NOT NULL UNIQUE,
-    subject_id TEXT NOT NULL,
-    sort_time TEXT NOT NULL,
-    sequence INTEGER NOT NULL,
-    document TEXT NOT NULL,
-    crc INTEGER NOT NULL,
-    signal BLOB
-) STRICT;
-CREATE INDEX studies_by_subject ON studies (subject_id, sort_time, study_id);
-CREATE INDEX studies_by_sequence ON studies (sequence);
-CREATE TABLE embeddings (
-    row INTEGER NOT NULL REFERENCES studies ON DELETE CASCADE,
-    modality TEXT NOT NULL,
-    fingerprint TEXT NOT NULL,
-    vector BLOB NOT NULL,
-    crc INTEGER NOT NULL,
-    PRIMARY KEY (row, modality)
-) STRICT;
--- Neither ids nor content: only what an index needs to catch up.
-CREATE TABLE deletions (row INTEGER PRIMARY KEY, sequence INTEGER NOT NULL) STRICT;
-CREATE INDEX deletions_by_sequence ON deletions (sequence);
-"""
-_SETTINGS = "CREATE TABLE IF NOT EXISTS settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT"
-"""Made when a corpus is opened, so that older files of this version have it too."""
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -69,6 +31,7 @@ def connect(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA secure_delete = ON")
     except BaseException:
         connection.close()
         raise
@@ -80,8 +43,7 @@ def create(path: Path, *, fingerprint: str, dim: int) -> None:
     os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     connection = connect(path)
     try:
-        connection.executescript(_SCHEMA)
-        connection.execute("INSERT INTO corpus VALUES (?, ?, 0)", (fingerprint, dim))
+        schema.create_tables(connection, fingerprint=fingerprint, dim=dim)
     finally:
         connection.close()
 
@@ -138,17 +100,11 @@ class Database:
         except sqlite3.DatabaseError as error:
             raise _damaged(path) from error
         try:
-            application_id, version = (
-                self._writer.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
-            )
-            if application_id != APPLICATION_ID:
-                raise IndexFormatError(f"{path} is a database of another program; name the directory of a corpus")
-            if version != VERSION:
-                raise IndexFormatError(f"{path} has format version {version}, expected {VERSION}; rebuild the corpus")
+            schema.migrate(self._writer, path)
             fingerprint, dim = self._writer.execute("SELECT fingerprint, dim FROM corpus").fetchone()
-            self._writer.execute(_SETTINGS)
-            stored = self._writer.execute("SELECT value FROM settings WHERE name = 'factory'").fetchone()
-        except (sqlite3.DatabaseError, TypeError) as error:
+            settings = dict(self._writer.execute("SELECT name, value FROM settings").fetchall())
+            secret = bytes.fromhex(settings["secret"])
+        except (sqlite3.DatabaseError, KeyError, TypeError, ValueError) as error:
             self._writer.close()
             raise _damaged(path) from error
         except IndexFormatError:
@@ -157,7 +113,8 @@ class Database:
 
         self.fingerprint: str = fingerprint
         self.dim: int = dim
-        self.factory: str | None = stored[0] if stored else None
+        self.secret: bytes = secret
+        self.factory: str | None = settings.get("factory")
 
     def remember_factory(self, factory: str) -> None:
         """Store the FAISS factory string that was asked for, for the next time the corpus is opened."""

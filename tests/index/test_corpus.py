@@ -440,16 +440,6 @@ def test_the_factory_is_remembered(corpus: Corpus) -> None:
         assert again._caches["ecg"].index.factory == "HNSW8"
 
 
-def test_a_corpus_file_without_settings_is_opened(corpus: Corpus) -> None:
-    corpus.close()
-    connection = sqlite3.connect(corpus.path / "corpus.sqlite")
-    connection.execute("DROP TABLE settings")
-    connection.commit()
-    connection.close()
-    with Corpus.open(corpus.path, FINGERPRINT) as again:
-        check_against_oracle(again)
-
-
 def test_only_the_owner_may_read(corpus: Corpus, tmp_path: Path) -> None:
     assert corpus.path.stat().st_mode & 0o777 == 0o700
     files = [file for file in corpus.path.iterdir() if file.is_file()]
