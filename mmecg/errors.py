@@ -16,6 +16,8 @@
     │   ├── BundleError                   a model bundle: missing file, truncated, wrong version
     │   ├── IndexFormatError              an index or corpus: damaged, foreign, wrong version
     │   └── FingerprintMismatchError      index and bundle do not share an embedding space
+    ├── UnauthenticatedError              the caller did not show who it is: no token, or one that does not hold
+    ├── PermissionDeniedError             the caller may not do this: its role, or the scope it is limited to
     ├── ConfigError                       the operator's configuration
     ├── NotReadyError                     loading or draining: try again
     └── OverloadedError                   the queue is full: try again later
@@ -78,6 +80,14 @@ class SubjectNotFoundError(NotFoundError):
 
 class AlreadyExistsError(MmecgError):
     """What the caller wanted to create exists already."""
+
+
+class UnauthenticatedError(MmecgError):
+    """The caller did not show who it is: no token or certificate, or one that is unknown, expired or of another use."""
+
+
+class PermissionDeniedError(MmecgError):
+    """The caller is known but may not do this. It says nothing about whether what was named exists."""
 
 
 class ArtifactError(MmecgError):

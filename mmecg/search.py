@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from mmecg.errors import QueryError
 from mmecg.quality import QUALITY_KINDS
+from mmecg.study import Scope as Scope
 from mmecg.study import Study
 from mmecg.study import without_zone as without_zone
 from mmecg.vitals import Sex
@@ -296,6 +297,9 @@ class CorpusStore(Protocol):
 
     def stats(self) -> CorpusStats:
         """Return what the corpus holds."""
+
+    def within(self, scope: Scope) -> CorpusStore:
+        """Return a view that holds, for whoever asks it, only what is inside a scope; a study outside is not there."""
 
     def close(self) -> None:
         """Release files and locks."""

@@ -88,6 +88,33 @@ class Study:
         return tuple(note for note in self.notes if not note.is_known_before(self.acquired_at))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Scope:
+    """Which studies somebody may see and change. Both conditions must hold; one that is None allows everything.
+
+    Attributes
+    ----------
+    sites : frozenset of str, optional
+        Of these sites; a study without a site is outside.
+    subject_ids : frozenset of str, optional
+        Of these subjects.
+    """
+
+    sites: frozenset[str] | None = None
+    subject_ids: frozenset[str] | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """True if it allows every study."""
+        return self.sites is None and self.subject_ids is None
+
+    def allows(self, subject_id: str, site: str | None) -> bool:
+        """Return whether a study of a subject and a site is inside."""
+        return (self.subject_ids is None or subject_id in self.subject_ids) and (
+            self.sites is None or site in self.sites
+        )
+
+
 @dataclass(frozen=True)
 class History:
     """The subject's studies strictly before ``as_of``, oldest first. Build it with :meth:`build`."""
