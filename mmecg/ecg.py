@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
@@ -92,6 +92,7 @@ class Ecg:
     signal: NDArray[np.float32]
     sampling_rate_hz: float
     lead_mask: NDArray[np.bool_]
+    _resampled: Ecg | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.signal.flags.writeable = False
@@ -175,11 +176,18 @@ class Ecg:
         return Ecg(np.where(keep[:, None], self.signal, np.float32(0)), self.sampling_rate_hz, keep)
 
     def resample(self, sampling_rate_hz: float) -> Ecg:
-        """Return the recording at another sampling rate (see :func:`resample`)."""
+        """Return the recording at another sampling rate (see :func:`resample`).
+
+        The last one is kept: the tower and what judges the recording ask for the same rate.
+        """
         rate = _check_rate(sampling_rate_hz)
         if rate == self.sampling_rate_hz:
             return self
-        return Ecg(resample(self.signal, self.sampling_rate_hz, rate), rate, self.lead_mask.copy())
+        held = self._resampled
+        if held is None or held.sampling_rate_hz != rate:
+            held = Ecg(resample(self.signal, self.sampling_rate_hz, rate), rate, self.lead_mask.copy())
+            object.__setattr__(self, "_resampled", held)
+        return held
 
     def crop(self, start_s: float, duration_s: float) -> Ecg:
         """Return the part that starts at ``start_s`` and lasts ``duration_s`` seconds (at least 1 s).

@@ -32,6 +32,7 @@ The two thresholds in mV were set on PTB-XL so that they fire rarely on records 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -143,40 +144,52 @@ def _longest_plateau_s(signal: _Signal, rate: float) -> NDArray[np.float64]:
 
     0 if that is not far from the median, or surely shorter than :data:`CLIP_S`.
     """
-    median = np.median(signal, axis=1)
     longest = np.zeros(len(signal))
-    for row, lead in enumerate(signal):
-        for extreme in (lead.max(), lead.min()):
-            held = lead == extreme
-            # Most leads stay there too short even if all their samples there were in a row.
-            if abs(extreme - median[row]) >= CLIP_MV and np.count_nonzero(held) / rate >= CLIP_S:
-                edges = np.flatnonzero(np.diff(np.r_[False, held, False]))
+    for extremes in (signal.max(axis=1, keepdims=True), signal.min(axis=1, keepdims=True)):
+        held = signal == extremes
+        # Most leads stay there too short even if all their samples there were in a row.
+        for row in np.flatnonzero(np.count_nonzero(held, axis=1) / rate >= CLIP_S):
+            if abs(extremes[row, 0] - np.median(signal[row])) >= CLIP_MV:
+                edges = np.flatnonzero(np.diff(np.r_[False, held[row], False]))
                 longest[row] = max(longest[row], (edges[1::2] - edges[::2]).max() / rate)
     return longest
 
 
-def _band_levels(signal: _Signal, rate: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the noise and the baseline level of each lead: float64, shape (leads,), mV."""
+def _band_levels(signal: _Signal, rate: float) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    """Return the noise and the baseline level of each lead: floating, shape (leads,), mV."""
+    from scipy import fft  # float32 rows at a time: a third of what NumPy's takes
+
     samples = signal.shape[1]
-    spectrum = np.fft.rfft(signal - np.median(signal, axis=1, keepdims=True), axis=1)
-    frequency = np.fft.rfftfreq(samples, 1 / rate)
+    spectrum = fft.rfft(signal - signal.mean(axis=1, keepdims=True), axis=1)
+    frequency = fft.rfftfreq(samples, 1 / rate)
     low, high = NOISE_BAND_HZ
-    noise = np.zeros(len(signal))
+    noise: NDArray[np.floating] = np.zeros(len(signal))
     if rate >= 2 * high:
-        band = np.fft.irfft(spectrum * ((frequency >= low) & (frequency <= high)), samples, axis=1)
+        band = fft.irfft(spectrum * ((frequency >= low) & (frequency <= high)), samples, axis=1)
         window = round(NOISE_WINDOW_S * rate)
         count = samples // window
         power = (band[:, : count * window].reshape(len(signal), count, window) ** 2).mean(axis=2)
-        noise = np.sqrt(np.percentile(power, 10, axis=1))
-    slow = np.fft.irfft(spectrum * (frequency <= WANDER_HZ), samples, axis=1)
-    bottom, top = np.percentile(slow, (5, 95), axis=1)
+        noise = np.sqrt(quantiles(power, 0.10)[0])
+    slow = fft.irfft(spectrum * (frequency <= WANDER_HZ), samples, axis=1)
+    bottom, top = quantiles(slow, 0.05, 0.95)
     return noise, top - bottom
+
+
+def quantiles(values: NDArray[np.floating], *shares: float) -> list[NDArray[np.floating]]:
+    """Return quantiles of each row, as :func:`numpy.quantile`, which takes three times as long for rows."""
+    places = [share * (values.shape[1] - 1) for share in shares]
+    low, high = [int(place) for place in places], [math.ceil(place) for place in places]
+    parted = np.partition(values, sorted({*low, *high}), axis=1)
+    return [
+        parted[:, left] + (parted[:, right] - parted[:, left]) * (place - left)
+        for place, left, right in zip(places, low, high, strict=True)
+    ]
 
 
 def _limb_findings(signal: _Signal, moving: NDArray[np.bool_]) -> list[QualityFinding | None]:
     if not moving[:3].all():
         return []
-    i, ii, iii, *augmented = signal[:6] - np.median(signal[:6], axis=1, keepdims=True)
+    i, ii, iii, *augmented = signal[:6] - quantiles(signal[:6], 0.5)[0][:, None]
     expected = (-(i + ii) / 2, (i - iii) / 2, (ii + iii) / 2)
     size = np.array([_rms(lead) for lead in (i, ii, iii)]).mean()
     einthoven = _rms(ii - i - iii) / size
@@ -209,4 +222,4 @@ def _reversal_finding(i: _Signal, avr: _Signal, v6: _Signal) -> QualityFinding |
 
 
 def _rms(signal: NDArray[np.floating]) -> float:
-    return float(np.sqrt(np.mean(np.square(signal, dtype=np.float64))))
+    return math.sqrt(float(signal @ signal) / len(signal))

@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmecg.ecg import LEADS, Ecg
+from mmecg.quality import quantiles
+from mmecg.prediction.beats import INDEPENDENT, RATE_HZ, find_beats
 
-RATE_HZ = 100.0
 LONGEST_S = 10.0
 """Of a longer recording the middle is looked at."""
 
@@ -18,14 +19,12 @@ EDGES_S = (
 """Edges of the parts of a beat around the steepest place of QRS: finer in QRS than in P and T."""
 
 BANDS_HZ = (0.5, 2.0, 5.0, 10.0, 15.0, 20.0, 30.0, 45.0)
-SLOPE_WINDOW_S, REFRACTORY_S, BEAT_SHARE = 0.08, 0.3, 0.35
 
-_INDEPENDENT = np.array([0, 1, 6, 7, 8, 9, 10, 11])  # I, II, V1 to V6: the other four follow from I and II
 _EDGES = np.round(np.array(EDGES_S) * RATE_HZ).astype(np.int64)
 _PARTS = len(_EDGES) - 1
 _GOLDBERGER = ((2, (-1, 1)), (3, (-0.5, -0.5)), (4, (1, -0.5)), (5, (-0.5, 1)))  # lead: its share of I and of II
 
-OF_LEAD = np.concatenate([np.repeat(_INDEPENDENT, _PARTS), [2, 3, 4, 5], _INDEPENDENT, np.full(6 + len(BANDS_HZ), -1)])
+OF_LEAD = np.concatenate([np.repeat(INDEPENDENT, _PARTS), [2, 3, 4, 5], INDEPENDENT, np.full(6 + len(BANDS_HZ), -1)])
 """The lead that each number belongs to, -1 for numbers of the whole recording: int64, shape (summary,)."""
 
 
@@ -40,11 +39,11 @@ def summarise(ecg: Ecg) -> NDArray[np.float32]:
     if ecg.duration_s > LONGEST_S:
         ecg = ecg.crop((ecg.duration_s - LONGEST_S) / 2, LONGEST_S)
     signal = ecg.resample(RATE_HZ).signal
-    signal = signal - np.median(signal, axis=1, keepdims=True)
-    leads = signal[_INDEPENDENT]
+    signal = signal - quantiles(signal, 0.5)[0][:, None]
+    leads = signal[INDEPENDENT]
     rms = np.sqrt(np.mean(leads**2, axis=1))
     size = float(np.sqrt(np.sum(rms**2))) + 1e-3
-    beats = _find_beats(leads)
+    beats = find_beats(leads)
     shape, spread = _median_beat(leads, beats)
     peak = float(np.abs(shape).max()) + 1e-3
     intervals = np.diff(beats) / RATE_HZ
@@ -63,18 +62,6 @@ def summarise(ecg: Ecg) -> NDArray[np.float32]:
     if not ecg.lead_mask[:2].all():
         summary[np.isin(OF_LEAD, [lead for lead, _ in _GOLDBERGER])] = np.nan
     return summary
-
-
-def _find_beats(leads: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Return where the slope of all leads together peaks: int64, shape (beats,), in samples."""
-    from scipy.ndimage import maximum_filter1d
-
-    window = round(SLOPE_WINDOW_S * RATE_HZ)
-    total = np.cumsum(np.abs(np.diff(leads, axis=1)).sum(axis=0), dtype=np.float64)
-    slope = total[window:] - total[:-window]
-    highest = maximum_filter1d(slope, 2 * round(REFRACTORY_S * RATE_HZ) + 1, mode="constant")
-    steep = (slope == highest) & (slope > BEAT_SHARE * np.percentile(slope, 99))
-    return np.asarray(np.flatnonzero(steep) + window // 2, np.int64)
 
 
 def _median_beat(leads: NDArray[np.float32], beats: NDArray[np.int64]) -> tuple[NDArray[np.float64], float]:

@@ -142,6 +142,14 @@ def test_resample_to_a_whole_fraction_is_resample_poly(rate: int, samples: int) 
     np.testing.assert_array_equal(got[0], resample(signal[0], rate, 100))
 
 
+def test_a_recording_is_resampled_once_for_all_who_ask() -> None:
+    ecg = Ecg.from_array(np.random.default_rng(0).normal(size=(12, 5000)), sampling_rate_hz=500)
+    there = ecg.resample(100)
+    assert ecg.resample(100) is there and ecg.resample(500) is ecg
+    assert ecg.resample(250).signal.shape == (12, 2500)
+    np.testing.assert_array_equal(ecg.resample(100).signal, there.signal)
+
+
 def test_resample_removes_what_would_alias() -> None:
     time = np.arange(5000) / 500
     hum = np.sin(2 * np.pi * 120 * time).astype(np.float32)[None]

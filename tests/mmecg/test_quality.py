@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from mmecg.datasets.synthetic import synthetic_ecg
 from mmecg.ecg import LEADS, Ecg
 from mmecg.errors import SignalError
-from mmecg.quality import QUALITY_KINDS, assess_quality, quality_kinds
+from mmecg.quality import QUALITY_KINDS, assess_quality, quality_kinds, quantiles
 
 RATES = [100.0, 250.0, 500.0]
 
@@ -105,3 +105,10 @@ def test_it_never_raises(signal: np.ndarray, rate: float) -> None:
         {finding.kind for finding in findings}, key=QUALITY_KINDS.index
     )
     assert all(finding.leads and finding.detail for finding in findings)
+
+
+@pytest.mark.parametrize("samples", [1, 2, 9, 50, 1000])
+def test_quantiles_of_rows_are_those_of_numpy(samples: int) -> None:
+    rows = np.random.default_rng(samples).normal(size=(3, samples)).astype(np.float32)
+    shares = (0.05, 0.1, 0.5, 0.95)
+    np.testing.assert_allclose(quantiles(rows, *shares), np.quantile(rows, shares, axis=1), rtol=1e-6)
