@@ -197,12 +197,31 @@ class LabelChange:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """A regressed quantity with a conformal interval at the promised level, such as ``age_years``."""
+    """A number about the subject or the recording.
+
+    ``age_years`` is regressed; its interval is conformal, at the promised level. All others are measured in the
+    recording (:func:`mmecg.prediction.measure.measure`); the middle 80 % of its beats lie between ``low`` and ``high``.
+
+    Attributes
+    ----------
+    name : str
+        What, with its unit: ``"heart_rate_bpm"``.
+    value : float
+        NaN if it cannot be measured.
+    low, high : float
+        NaN where there is no interval.
+    lead : str
+        Where it was measured; empty if in all leads together.
+    reason : str
+        Why it cannot be measured; empty otherwise.
+    """
 
     name: str
     value: float
     low: float
     high: float
+    lead: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmecg.ecg import LEADS, Ecg
-from mmecg.quality import quantiles
 from mmecg.prediction.beats import INDEPENDENT, RATE_HZ, find_beats
+from mmecg.quality import quantiles
 
 LONGEST_S = 10.0
 """Of a longer recording the middle is looked at."""
