@@ -145,7 +145,8 @@ def test_resample_to_a_whole_fraction_is_resample_poly(rate: int, samples: int) 
 def test_a_recording_is_resampled_once_for_all_who_ask() -> None:
     ecg = Ecg.from_array(np.random.default_rng(0).normal(size=(12, 5000)), sampling_rate_hz=500)
     there = ecg.resample(100)
-    assert ecg.resample(100) is there and ecg.resample(500) is ecg
+    assert ecg.resample(100) is there
+    assert ecg.resample(500) is ecg
     assert ecg.resample(250).signal.shape == (12, 2500)
     np.testing.assert_array_equal(ecg.resample(100).signal, there.signal)
 
