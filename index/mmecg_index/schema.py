@@ -63,6 +63,41 @@ CREATE TABLE requests (
     PRIMARY KEY (principal, request)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX requests_by_time ON requests (time);
+-- Who did what, see audit.py. Ids are keyed hashes; seal covers the row, what it touched and the seal before it.
+CREATE TABLE audit (
+    entry INTEGER PRIMARY KEY AUTOINCREMENT,
+    time TEXT NOT NULL,
+    principal TEXT NOT NULL,
+    method TEXT NOT NULL,
+    outcome TEXT NOT NULL,
+    request_id TEXT NOT NULL,
+    items INTEGER NOT NULL,
+    seal BLOB NOT NULL
+) STRICT;
+CREATE INDEX audit_by_time ON audit (time);
+CREATE TABLE audit_touched (
+    entry INTEGER NOT NULL REFERENCES audit,
+    place INTEGER NOT NULL,
+    subject BLOB NOT NULL,
+    study BLOB NOT NULL,
+    PRIMARY KEY (entry, place)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX audit_by_subject ON audit_touched (subject, entry);
+CREATE TRIGGER audit_is_not_changed BEFORE UPDATE ON audit
+    BEGIN SELECT RAISE(ABORT, 'the audit trail is only added to'); END;
+CREATE TRIGGER audit_is_not_deleted BEFORE DELETE ON audit
+    BEGIN SELECT RAISE(ABORT, 'the audit trail is only added to'); END;
+CREATE TRIGGER audit_touched_is_not_changed BEFORE UPDATE ON audit_touched
+    BEGIN SELECT RAISE(ABORT, 'the audit trail is only added to'); END;
+CREATE TRIGGER audit_touched_is_not_deleted BEFORE DELETE ON audit_touched
+    BEGIN SELECT RAISE(ABORT, 'the audit trail is only added to'); END;
+-- Subjects that were erased, as keyed hashes; done: 0 while files may still hold what the commit took away.
+CREATE TABLE erasures (
+    subject BLOB PRIMARY KEY,
+    sequence INTEGER NOT NULL,
+    time TEXT NOT NULL,
+    done INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
 """
 """What version 1 had nothing of: made by ``create`` and by the migration alike."""
 
@@ -120,6 +155,8 @@ def _run(connection: sqlite3.Connection, script: str, corpus: tuple[str, int] | 
         connection.executescript(f"BEGIN IMMEDIATE;{script};PRAGMA user_version = {VERSION}")
         if corpus is not None:
             connection.execute("INSERT INTO corpus VALUES (?, ?, 0)", corpus)
+            # Nothing was ever freed without being overwritten; a file that was migrated once was, see erasure.py.
+            connection.execute("INSERT INTO settings VALUES ('scrubbed', '1')")
         # The key of the hashes that are stored, and of page tokens.
         connection.execute("INSERT INTO settings VALUES ('secret', ?)", (os.urandom(32).hex(),))
         connection.execute("COMMIT")
