@@ -16,6 +16,7 @@ from mmecg.labels.report_miner import ReportMiner
 from mmecg.retriever import Retriever
 from mmecg_server.batching import BatchingEncoder
 from mmecg_server.config import ServerConfig
+from mmecg_server.corpus_service import add_corpus_service
 from mmecg_server.interceptors import CallInterceptor, Gate, log
 from mmecg_server.label_service import add_label_mining_service
 from mmecg_server.prediction_service import add_prediction_service
@@ -67,6 +68,7 @@ class Server:
         self._health = health.HealthServicer(experimental_non_blocking=True)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         add_services(self._server, self._backend)
+        add_corpus_service(self._server, self._backend)
         add_label_mining_service(self._server, self._backend)
         add_prediction_service(self._server, self._backend)
         if config.reflection:

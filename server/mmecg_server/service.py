@@ -1,4 +1,4 @@
-"""The services of encoder and corpus. Every method parses, calls, renders; ``interceptors.py`` surrounds the call.
+"""The services of encoder and search. Every method parses, calls, renders; ``interceptors.py`` surrounds the call.
 
 The services see protocols only: an encoder and a corpus behind a :class:`mmecg.retriever.Retriever`.
 """
@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any
 import grpc
 from google.rpc import status_pb2
 from mmecg_pb.v1 import (
-    corpus_service_pb2,
-    corpus_service_pb2_grpc,
     embedding_service_pb2,
     embedding_service_pb2_grpc,
     info_service_pb2,
@@ -26,9 +24,8 @@ from mmecg_pb.v1 import (
 from mmecg.client.messages import parse_ecg, parse_vitals, render_embedding
 from mmecg.errors import BundleError, NotReadyError
 from mmecg.labels.report_miner import ReportMiner
-from mmecg.retriever import Retriever, get_present
+from mmecg.retriever import Retriever
 from mmecg.search import SearchResult
-from mmecg.study import Study, check_id
 from mmecg_server import convert
 from mmecg_server.config import LimitsConfig
 from mmecg_server.interceptors import Gate
@@ -211,67 +208,6 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
                 yield search_service_pb2.SearchStreamResponse(item=item, response=response)
 
 
-class CorpusService(corpus_service_pb2_grpc.CorpusServiceServicer):
-    """The corpus; see ``corpus_service.proto``."""
-
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
-
-    def UpsertStudies(  # noqa: N802
-        self, request_iterator: Iterator[corpus_service_pb2.UpsertStudiesRequest], context: grpc.ServicerContext
-    ) -> Iterator[corpus_service_pb2.UpsertStudiesResponse]:
-        """Store studies in bulk."""
-        backend, retriever = self._backend, self._backend.retriever
-        reader = backend.chunks(request_iterator)
-        for item, answer in answer_stream(
-            reader,
-            backend.gate,
-            lambda one: convert.parse_new_study(one.study),
-            lambda some: ingest_all(retriever, some),
-        ):
-            if isinstance(answer, status_pb2.Status):
-                yield corpus_service_pb2.UpsertStudiesResponse(item=item, status=answer)
-            else:
-                yield corpus_service_pb2.UpsertStudiesResponse(item=item, sequence=answer)
-
-    def GetStudy(  # noqa: N802
-        self, request: corpus_service_pb2.GetStudyRequest, context: grpc.ServicerContext
-    ) -> corpus_service_pb2.GetStudyResponse:
-        """Return a study."""
-        fields = convert.parse_mask(request.read_mask, default=convert.STUDY_FIELDS)
-        study_id = check_id(request.study_id, "study_id")
-        study = self._backend.retriever.corpus.get([study_id], with_signal="ecg" in fields)[0]
-        return corpus_service_pb2.GetStudyResponse(study=convert.render_masked(study, fields))
-
-    def ListStudies(  # noqa: N802
-        self, request: corpus_service_pb2.ListStudiesRequest, context: grpc.ServicerContext
-    ) -> corpus_service_pb2.ListStudiesResponse:
-        """List studies."""
-        corpus = self._backend.retriever.corpus
-        fields = convert.parse_mask(request.read_mask, default=convert.WITHOUT_SIGNAL)
-        study_ids, token = corpus.list_studies(
-            subject_id=check_id(request.subject_id, "subject_id") if request.HasField("subject_id") else None,
-            page_size=convert.parse_page_size(request),
-            page_token=request.page_token,
-        )
-        found = get_present(corpus, study_ids, with_signal="ecg" in fields)
-        studies = [convert.render_masked(study, fields) for study in found]
-        return corpus_service_pb2.ListStudiesResponse(studies=studies, next_page_token=token)
-
-    def DeleteStudy(  # noqa: N802
-        self, request: corpus_service_pb2.DeleteStudyRequest, context: grpc.ServicerContext
-    ) -> corpus_service_pb2.DeleteStudyResponse:
-        """Delete a study."""
-        sequence = self._backend.retriever.corpus.delete(check_id(request.study_id, "study_id"))
-        return corpus_service_pb2.DeleteStudyResponse(sequence=sequence)
-
-    def GetStats(  # noqa: N802
-        self, request: corpus_service_pb2.GetStatsRequest, context: grpc.ServicerContext
-    ) -> corpus_service_pb2.GetStatsResponse:
-        """Say what the corpus holds."""
-        return convert.render_stats(self._backend.retriever.corpus.stats())
-
-
 class InfoService(info_service_pb2_grpc.InfoServiceServicer):
     """What runs here; see ``info_service.proto``."""
 
@@ -289,7 +225,6 @@ def add_services(server: grpc.Server, backend: Backend) -> None:
     """Register the services of this module."""
     embedding_service_pb2_grpc.add_EmbeddingServiceServicer_to_server(EmbeddingService(backend), server)
     search_service_pb2_grpc.add_SearchServiceServicer_to_server(SearchService(backend), server)
-    corpus_service_pb2_grpc.add_CorpusServiceServicer_to_server(CorpusService(backend), server)
     info_service_pb2_grpc.add_InfoServiceServicer_to_server(InfoService(backend), server)
 
 
@@ -304,16 +239,3 @@ def search_all(retriever: Retriever, searches: Sequence[convert.Search]) -> list
             results = retriever.search([search.query for search in call], **options)
             answers.extend(zip(call, results, strict=True))
     return answers
-
-
-def ingest_all(retriever: Retriever, studies: Sequence[Study]) -> list[int]:
-    """Store studies in their order, in as few commits as keep the last of two versions of one study last."""
-    sequences: list[int] = []
-    batch: dict[str, Study] = {}
-    for study in studies:
-        if study.study_id in batch:
-            sequences.extend([retriever.ingest(list(batch.values()))] * len(batch))
-            batch = {}
-        batch[study.study_id] = study
-    sequences.extend([retriever.ingest(list(batch.values()))] * len(batch))
-    return sequences
