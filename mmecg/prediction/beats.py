@@ -10,8 +10,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from mmecg.ecg import Ecg
-
 RATE_HZ = 100.0
 """Of every signal here: what most of the corpora have, so that a recording looks the same at any rate."""
 
@@ -31,9 +29,9 @@ INDEPENDENT = np.array([0, 1, 6, 7, 8, 9, 10, 11])
 """I, II, V1 to V6: the other four leads follow from I and II."""
 
 
-def beat_leads(ecg: Ecg) -> NDArray[np.int64]:
-    """Return the positions of the leads that beats are looked for in: the independent ones, else all there are."""
-    recorded = np.flatnonzero(ecg.lead_mask)
+def beat_leads(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return the positions of the leads that beats are looked for in: the independent ones of a mask, else all."""
+    recorded = np.flatnonzero(mask)
     found = np.intersect1d(INDEPENDENT, recorded)
     return found if len(found) else recorded
 
