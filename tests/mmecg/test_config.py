@@ -1,10 +1,10 @@
 """Configuration is strict."""
 
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 
 import pytest
-from mmecg_server.config import LimitsConfig, ServerConfig, TlsConfig
+from mmecg_server.config import AuthConfig, LimitsConfig, ServerConfig, TlsConfig
 
 from mmecg.config import effective_config, load_config, parse_config
 from mmecg.errors import ConfigError
@@ -42,6 +42,15 @@ def test_file_overrides_and_defaults(tmp_path):
     ('[tls]\ncertificate = "c.pem"', "go together"),
     ('[tls]\nclient_ca = "c.pem"', "needs tls.certificate"),
     ('host = "0.0.0.0"', "there is no TLS"),
+    ('host = "0.0.0.0"\nallow_plaintext = true', "nobody has to show who they are"),
+    ('host = "::"\n[tls]\ncertificate = "c.pem"\nkey = "k.pem"', "nobody has to show who they are"),
+    ('host = "0.0.0.0"\nallow_plaintext = true\n[auth]\nprincipals = "p.toml"', "in plain text"),
+    ('[auth.jwt]\nkey = "k.pem"', "auth.jwt.issuer is not set"),
+    ('[auth.jwt]\nalgorithm = "none"', "expected one of 'RS256'"),
+    ('[auth.jwt]\nalgorithm = "HS256"', "expected one of 'RS256'"),
+    ('[auth.jwt]\nkey = "k.pem"\njwks = "j.json"', "expected one of them"),
+    ("[limits]\nrate_per_s = -1", "expected 0 or more"),
+    ("[limits]\nstream_idle_s = 0", "expected more than 0"),
     ("port = ", "is not TOML"),
 ])  # fmt: skip
 def test_refusals(tmp_path, text, words):
@@ -55,9 +64,14 @@ def test_a_missing_file_is_a_configuration_error(tmp_path):
 
 
 def test_public_address_with_tls_or_on_purpose():
-    tls = TlsConfig(certificate=Path("c.pem"), key=Path("k.pem"))
-    assert ServerConfig(host="0.0.0.0", tls=tls).host == "0.0.0.0"
-    assert parse_config(ServerConfig, {"host": "0.0.0.0", "allow_plaintext": True}).allow_plaintext
+    pair = {"certificate": Path("c.pem"), "key": Path("k.pem")}
+    both_sides = TlsConfig(**pair, client_ca=Path("a.pem"))
+    auth = AuthConfig(principals=Path("p.toml"))
+    assert ServerConfig(host="0.0.0.0", tls=both_sides).host == "0.0.0.0"
+    assert ServerConfig(host="0.0.0.0", tls=TlsConfig(**pair), auth=auth).host == "0.0.0.0"
+    behind_a_proxy = {"host": "0.0.0.0", "allow_plaintext": True}
+    assert parse_config(ServerConfig, behind_a_proxy | {"allow_anonymous": True}).allow_anonymous
+    ServerConfig(**behind_a_proxy, auth=replace(auth, allow_plaintext_tokens=True))
 
 
 def test_effective_configuration_is_plain():
