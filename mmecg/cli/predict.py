@@ -57,6 +57,9 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--max-history", type=positive_int, default=16, metavar="N", help="earlier studies used (16)")
     parser.add_argument("--no-history", action="store_true", help="do not look at earlier studies")
     parser.add_argument("--no-cohort", action="store_true", help="do not ask similar studies of others")
+    parser.add_argument(
+        "--cohort-before-as-of", action="store_true", help="ask only studies of others from before --as-of"
+    )
     parser.add_argument("--explain", metavar="NAMES", help="labels to say where in the ECG they come from; 8 at most")
     parser.add_argument("--method", choices=METHODS, default=METHODS[0], help=f"how to explain ({METHODS[0]})")
     parser.add_argument("--bundle", type=Path, help="model bundle; default the one that ships")
@@ -118,6 +121,7 @@ def _options(args: argparse.Namespace) -> PredictionOptions:
         prevalence=prevalence,
         use_history=not args.no_history,
         use_cohort=not args.no_cohort,
+        cohort_before_as_of=args.cohort_before_as_of,
         max_history=args.max_history,
     )
 

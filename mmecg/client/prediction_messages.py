@@ -68,7 +68,7 @@ _CHANGES: dict[int, Literal["new", "gone", "persists"]] = {
     pb.CHANGE_KIND_GONE: "gone",
     pb.CHANGE_KIND_PERSISTS: "persists",
 }
-_OPTIONS = ("level", "abstain_share", "use_history", "use_cohort", "max_history")
+_OPTIONS = ("level", "abstain_share", "use_history", "use_cohort", "cohort_before_as_of", "max_history")
 _NUMBERS = ("probability", "low", "high", "single", "spread")
 
 

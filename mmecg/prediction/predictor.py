@@ -242,9 +242,13 @@ class Predictor:
         return logits[None], np.zeros((1, len(logits)))
 
     def _vote(self, case: _Case) -> Vote | None:
-        if self._votes is None or case.features is None or not case.query.options.use_cohort:
+        query, limited = case.query, case.query.options.cohort_before_as_of
+        if self._votes is None or case.features is None or not query.options.use_cohort:
             return None
-        return self._votes.of(case.embedding, case.query.subject, case.query.study_id)
+        if limited and query.moment is None:  # of nobody can be said that they were earlier
+            return None
+        before = query.moment if limited else None
+        return self._votes.of(case.embedding, query.subject, query.study_id, before=before)
 
     def _history(self, case: _Case, alone: NDArray[np.float64]) -> HistoryEffect:
         heads = self.heads

@@ -67,6 +67,10 @@ class PredictionOptions:
         Prevalence of a label at the caller's site, between 0 and 1, exclusive; the probability is shifted to it.
     use_history, use_cohort : bool
         Whether earlier studies of the subject, and studies of others, may count.
+    cohort_before_as_of : bool
+        Whether only studies of others acquired before ``as_of`` (or the study, if that is earlier) vote, as in a
+        retrospective study that asks what was known then; without a time nobody votes. Default no: many archives shift
+        the dates of every patient by another amount, and which studies come first means nothing there.
     max_history : int
         Earlier studies that are used, at most; the latest are.
     """
@@ -77,6 +81,7 @@ class PredictionOptions:
     prevalence: Mapping[str, float] = field(default_factory=dict)
     use_history: bool = True
     use_cohort: bool = True
+    cohort_before_as_of: bool = False
     max_history: int = 16
 
     def __post_init__(self) -> None:

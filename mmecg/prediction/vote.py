@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import lru_cache
 from math import ceil
 
@@ -65,7 +66,14 @@ class CohortVotes:
         self._coded: tuple[pl.DataFrame, NDArray[np.bool_]] | None = None
         self._values_of = lru_cache(_REMEMBERED)(self._read)
 
-    def of(self, embedding: NDArray[np.float32], subject_id: str | None, study_id: str | None) -> Vote | None:
+    def of(
+        self,
+        embedding: NDArray[np.float32],
+        subject_id: str | None,
+        study_id: str | None,
+        *,
+        before: datetime | None = None,
+    ) -> Vote | None:
         """Return the vote; None if the corpus has too few coded studies of other subjects.
 
         Parameters
@@ -73,9 +81,15 @@ class CohortVotes:
         embedding : float32, shape (dim,), unit norm
         subject_id, study_id : str or None
             Who and what may not vote.
+        before : datetime, optional
+            Only studies acquired before it vote.
         """
         table = self._corpus.metadata()
         coded = self._coded_rows(table)
+        allowed = table.height
+        if before is not None:
+            earlier = (table["acquired_at"] < before).fill_null(False).to_numpy()
+            coded, allowed = coded & earlier, int(earlier.sum())
         others = int(coded.sum())
         if subject_id is not None and others >= self._minimum:
             others -= int((coded & (table["subject_id"] == subject_id).to_numpy()).sum())
@@ -84,9 +98,10 @@ class CohortVotes:
         where = Filter(
             exclude_subject_ids=frozenset(filter(None, [subject_id])),
             exclude_study_ids=frozenset(filter(None, [study_id])),
+            acquired_before=before,
         )
         # As deep as should hold k coded ones, with some to spare: a second search costs as much as the first.
-        depth = min(MAX_TOP_K, ceil(1.2 * self._k * table.height / others))
+        depth = min(MAX_TOP_K, ceil(1.2 * self._k * allowed / others))
         while True:
             found = self._corpus.search(embedding[None], depth, where=where)
             places, scores = _places(table, found.rows[0], found.scores[0])

@@ -245,6 +245,7 @@ class PredictionOptions(_message.Message):
     USE_HISTORY_FIELD_NUMBER: _builtins.int
     USE_COHORT_FIELD_NUMBER: _builtins.int
     MAX_HISTORY_FIELD_NUMBER: _builtins.int
+    COHORT_BEFORE_AS_OF_FIELD_NUMBER: _builtins.int
     level: _builtins.float
     """Promised coverage of the conformal sets, 0.5 to 0.99. Unset means 0.9."""
     abstain_share: _builtins.float
@@ -257,6 +258,10 @@ class PredictionOptions(_message.Message):
     """Whether studies of other subjects may count. Unset means yes."""
     max_history: _builtins.int
     """Earlier studies that are used, 1 to 64; the latest are. Unset means 16."""
+    cohort_before_as_of: _builtins.bool
+    """Whether only studies of other subjects acquired before as_of, or before the study if that is earlier, may count;
+    without a time none do. Unset means no: many archives shift the dates of every patient by another amount.
+    """
     @_builtins.property
     def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Labels to predict: SCP statements ("AFIB"), superclasses ("superclass/MI"), "all", "superclass", other findings, or
@@ -277,13 +282,16 @@ class PredictionOptions(_message.Message):
         use_history: _builtins.bool | None = ...,
         use_cohort: _builtins.bool | None = ...,
         max_history: _builtins.int | None = ...,
+        cohort_before_as_of: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_abstain_share", b"_abstain_share", "_level", b"_level", "_max_history", b"_max_history", "_use_cohort", b"_use_cohort", "_use_history", b"_use_history", "abstain_share", b"abstain_share", "level", b"level", "max_history", b"max_history", "use_cohort", b"use_cohort", "use_history", b"use_history"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_abstain_share", b"_abstain_share", "_cohort_before_as_of", b"_cohort_before_as_of", "_level", b"_level", "_max_history", b"_max_history", "_use_cohort", b"_use_cohort", "_use_history", b"_use_history", "abstain_share", b"abstain_share", "cohort_before_as_of", b"cohort_before_as_of", "level", b"level", "max_history", b"max_history", "use_cohort", b"use_cohort", "use_history", b"use_history"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_abstain_share", b"_abstain_share", "_level", b"_level", "_max_history", b"_max_history", "_use_cohort", b"_use_cohort", "_use_history", b"_use_history", "abstain_share", b"abstain_share", "labels", b"labels", "level", b"level", "max_history", b"max_history", "prevalence", b"prevalence", "use_cohort", b"use_cohort", "use_history", b"use_history"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_abstain_share", b"_abstain_share", "_cohort_before_as_of", b"_cohort_before_as_of", "_level", b"_level", "_max_history", b"_max_history", "_use_cohort", b"_use_cohort", "_use_history", b"_use_history", "abstain_share", b"abstain_share", "cohort_before_as_of", b"cohort_before_as_of", "labels", b"labels", "level", b"level", "max_history", b"max_history", "prevalence", b"prevalence", "use_cohort", b"use_cohort", "use_history", b"use_history"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__abstain_share: _TypeAlias = _typing.Literal["abstain_share"]  # noqa: Y015
     _WhichOneofArgType__abstain_share: _TypeAlias = _typing.Literal["_abstain_share", b"_abstain_share"]  # noqa: Y015
+    _WhichOneofReturnType__cohort_before_as_of: _TypeAlias = _typing.Literal["cohort_before_as_of"]  # noqa: Y015
+    _WhichOneofArgType__cohort_before_as_of: _TypeAlias = _typing.Literal["_cohort_before_as_of", b"_cohort_before_as_of"]  # noqa: Y015
     _WhichOneofReturnType__level: _TypeAlias = _typing.Literal["level"]  # noqa: Y015
     _WhichOneofArgType__level: _TypeAlias = _typing.Literal["_level", b"_level"]  # noqa: Y015
     _WhichOneofReturnType__max_history: _TypeAlias = _typing.Literal["max_history"]  # noqa: Y015
@@ -294,6 +302,8 @@ class PredictionOptions(_message.Message):
     _WhichOneofArgType__use_history: _TypeAlias = _typing.Literal["_use_history", b"_use_history"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__abstain_share) -> _WhichOneofReturnType__abstain_share | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cohort_before_as_of) -> _WhichOneofReturnType__cohort_before_as_of | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__level) -> _WhichOneofReturnType__level | None: ...
     @_typing.overload

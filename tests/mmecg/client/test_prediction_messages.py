@@ -114,6 +114,7 @@ OPTIONS = st.builds(
     prevalence=st.dictionaries(WORDS, st.floats(0.01, 0.99), max_size=2),
     use_history=st.booleans(),
     use_cohort=st.booleans(),
+    cohort_before_as_of=st.booleans(),
     max_history=st.integers(1, 64),
 )
 MOMENT = datetime(2020, 5, 17, 12)

@@ -95,6 +95,25 @@ def test_history_cohort_and_evidence(predictor: Predictor, heads: PredictionHead
     assert found.abstained == bool(found.abstain_reasons)
 
 
+def test_others_from_before_alone_vote_if_asked(predictor: Predictor) -> None:
+    asked, limited = study(39, "anna"), PredictionOptions(cohort_before_as_of=True)
+
+    def voters(**given: object) -> set[int]:
+        return {int(one.study_id.split("-")[1]) for one in predictor.predict(asked, **given).neighbours}
+
+    early = START + timedelta(days=25)
+    assert max(voters(as_of=early)) >= 25, "by default those of any time vote"
+    found = voters(as_of=early, options=limited)
+    assert found
+    assert max(found) < 25
+    assert voters(as_of=START + timedelta(days=100), options=limited) <= set(range(39)), "the study is the border"
+    late = predictor.predict(asked, as_of=START + timedelta(days=10), options=limited)
+    assert "no_cohort" in late.flags, "too few were there by then"
+    timeless = predictor.predict(asked.ecg, options=limited)
+    assert not timeless.neighbours
+    assert "no_cohort" in timeless.flags
+
+
 def test_effects_are_the_log_odds_that_history_added(predictor: Predictor) -> None:
     found = predictor.predict(study(7, "anna"), options=PredictionOptions(labels=("AFIB",)))
     (afib,) = found.labels

@@ -1,6 +1,8 @@
 """Votes of the corpus: those of the oracle over the coded studies of other subjects."""
 
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -73,3 +75,19 @@ def test_a_write_is_seen(tmp_path: Path) -> None:
         assert votes.of(VECTORS[9], None, None) is not None
         corpus.delete("s3")
         assert votes.of(VECTORS[9], None, None) is None
+
+
+def test_only_earlier_studies_vote_if_asked(tmp_path: Path) -> None:
+    days = [datetime(2000, 1, 1) + timedelta(days=i) for i in range(40)]
+    dated = [replace(study(i), acquired_at=days[i] if i % 8 else None) for i in range(40)]
+    with Corpus.create(tmp_path / "corpus", "f" * 64, dim=DIM) as corpus:
+        corpus.upsert(dated, [{"ecg": VECTORS[i]} for i in range(40)])
+        votes = CohortVotes(corpus, KnownLabels(LABELS), K, minimum_studies=11)
+        query = normalise(VECTORS[35] + 0.1)
+        allowed = [i for i in range(20) if i % 4 != 1 and i % 8]
+        gold = np.array([[i % 3 != 0, i % 3 == 0, i % 3 != 0, i % 3 != 0] for i in allowed])
+        vote = votes.of(query, None, None, before=days[20])
+        assert vote is not None
+        assert {int(study_id[1:]) for study_id in vote.study_ids} <= set(allowed)
+        np.testing.assert_allclose(vote.shares, knn_scores(query[None], VECTORS[allowed], gold, k=K)[0], atol=1e-5)
+        assert votes.of(query, None, None, before=days[15]) is None, "fewer than 11 are coded, dated and earlier"
