@@ -12,10 +12,9 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -25,56 +24,17 @@ from mmecg.ecg import Ecg
 from mmecg.embedding import Encoder
 from mmecg.errors import NotReadyError, OverloadedError
 from mmecg.vitals import Vitals
+from mmecg_server.call import Call, current_call
 
 Item = TypeVar("Item")
 Vectors = NDArray[np.float32]
 
 
 @dataclass(eq=False)
-class Call:
-    """The call on whose behalf a thread works.
-
-    Attributes
-    ----------
-    deadline : float
-        Moment of :func:`time.monotonic` after which the answer is of no use.
-    is_active : callable
-        False once the caller has left.
-    """
-
-    deadline: float
-    is_active: Callable[[], bool] = lambda: True
-
-    def check(self) -> None:
-        """Raise TimeoutError if the deadline has passed or the caller has left."""
-        if time.monotonic() >= self.deadline:
-            raise TimeoutError("the deadline passed before the answer was ready; allow more time, or send less at once")
-        if not self.is_active():
-            raise TimeoutError("the call was cancelled")
-
-
-_CALL: ContextVar[Call | None] = ContextVar("call", default=None)
-
-
-@contextmanager
-def on_behalf_of(call: Call) -> Iterator[None]:
-    """Let encode requests of this thread inherit the deadline of a call."""
-    token = _CALL.set(call)
-    try:
-        yield
-    finally:
-        _CALL.reset(token)
-
-
-def current_call() -> Call:
-    """Return the call of this thread; one without a deadline if there is none."""
-    return _CALL.get() or Call(float("inf"))
-
-
-@dataclass(eq=False)
 class _Ticket(Generic[Item]):
     items: Sequence[Item]
     call: Call
+    queued: float = field(default_factory=time.monotonic)
     done: threading.Event = field(default_factory=threading.Event)
     result: Vectors | None = None
     error: Exception | None = None
@@ -93,10 +53,21 @@ class MicroBatcher(Generic[Item]):
         Most items that may wait.
     name : str
         Of the thread.
+    on_batch : callable, optional
+        Told the size of every batch.
     """
 
-    def __init__(self, encode: Callable[[Sequence[Item]], Vectors], *, max_batch: int, max_queue: int, name: str):
+    def __init__(
+        self,
+        encode: Callable[[Sequence[Item]], Vectors],
+        *,
+        max_batch: int,
+        max_queue: int,
+        name: str,
+        on_batch: Callable[[int], None] = lambda size: None,
+    ) -> None:
         self._encode = encode
+        self._on_batch = on_batch
         self._max_batch = max_batch
         self._max_queue = max_queue
         self._waiting: deque[_Ticket[Item]] = deque()
@@ -119,6 +90,11 @@ class MicroBatcher(Generic[Item]):
         chunks = [items[start : start + self._max_batch] for start in range(0, len(items), self._max_batch)]
         return np.concatenate([self._submit(chunk) for chunk in chunks]) if len(chunks) != 1 else self._submit(items)
 
+    @property
+    def waiting(self) -> int:
+        """Items that wait."""
+        return self._items_waiting
+
     def close(self) -> None:
         """Refuse what waits and end the thread after the running batch."""
         with self._changed:
@@ -134,7 +110,7 @@ class MicroBatcher(Generic[Item]):
                 raise NotReadyError("the server is shutting down; send the call to another server, or later")
             if self._items_waiting + len(items) > self._max_queue:
                 raise OverloadedError(
-                    f"{self._items_waiting} items wait to be encoded and at most {self._max_queue} may; try again later"
+                    f"{self._items_waiting} items wait to be encoded and at most {self._max_queue} may; try later",
                 )
             self._waiting.append(ticket)
             self._items_waiting += len(items)
@@ -182,9 +158,15 @@ class MicroBatcher(Generic[Item]):
                     return batch
 
     def _answer(self, batch: Sequence[_Ticket[Item]]) -> None:
-        vectors = self._encode(list(itertools.chain.from_iterable(ticket.items for ticket in batch)))
-        start = 0
+        items = list(itertools.chain.from_iterable(ticket.items for ticket in batch))
+        started = time.monotonic()
+        vectors = self._encode(items)
+        ended, start = time.monotonic(), 0
+        self._on_batch(len(items))
         for ticket in batch:
+            if ticket.call.observe is not None:
+                ticket.call.observe("queue", ticket.queued, started)
+                ticket.call.observe("encode", started, ended)
             ticket.result = vectors[start : start + len(ticket.items)]
             start += len(ticket.items)
 
@@ -222,23 +204,28 @@ class BatchingEncoder:
         The model.
     max_batch, max_queue : int
         See :class:`MicroBatcher`.
+    on_batch : callable, optional
+        Told tower and size of every batch.
     """
 
-    def __init__(self, encoder: Encoder, *, max_batch: int, max_queue: int) -> None:
-        self._encoder = encoder
-        self._ecg: MicroBatcher[Ecg] = MicroBatcher(
-            encoder.encode_ecg, max_batch=max_batch, max_queue=max_queue, name="ecg"
-        )
-        self._text: MicroBatcher[str] = MicroBatcher(
-            encoder.encode_text, max_batch=max_batch, max_queue=max_queue, name="text"
-        )
-        self._vitals: MicroBatcher[Vitals] = MicroBatcher(
-            encoder.encode_vitals, max_batch=max_batch, max_queue=max_queue, name="vitals"
-        )
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        max_batch: int,
+        max_queue: int,
+        on_batch: Callable[[str, int], None] = lambda tower, size: None,
+    ) -> None:
+        def batcher(name: str, encode: Callable[[Sequence[Item]], Vectors]) -> MicroBatcher[Item]:
+            return MicroBatcher(
+                encode, max_batch=max_batch, max_queue=max_queue, name=name, on_batch=partial(on_batch, name)
+            )
 
-        self._features: MicroBatcher[Ecg] = MicroBatcher(
-            encoder.ecg_features, max_batch=max_batch, max_queue=max_queue, name="features"
-        )
+        self._encoder = encoder
+        self._ecg: MicroBatcher[Ecg] = batcher("ecg", encoder.encode_ecg)
+        self._text: MicroBatcher[str] = batcher("text", encoder.encode_text)
+        self._vitals: MicroBatcher[Vitals] = batcher("vitals", encoder.encode_vitals)
+        self._features: MicroBatcher[Ecg] = batcher("features", encoder.ecg_features)
 
     @property
     def fingerprint(self) -> str:
@@ -260,6 +247,15 @@ class BatchingEncoder:
     def ecg_features(self, ecgs: Sequence[Ecg]) -> Vectors:
         """Return float32, shape (batch, features)."""
         return self._features(ecgs)
+
+    def waiting(self) -> dict[str, int]:
+        """Return how many items wait for each tower."""
+        return {
+            "ecg": self._ecg.waiting,
+            "text": self._text.waiting,
+            "vitals": self._vitals.waiting,
+            "features": self._features.waiting,
+        }
 
     def close(self) -> None:
         """End the threads."""

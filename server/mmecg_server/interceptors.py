@@ -24,7 +24,7 @@ from google.rpc import status_pb2
 from grpc_status import rpc_status
 
 from mmecg.errors import InvalidInputError, NotReadyError, OverloadedError, QueryError, ReportError
-from mmecg_server.batching import Call, on_behalf_of
+from mmecg_server.call import Call, on_behalf_of
 from mmecg_server.config import LimitsConfig
 from mmecg_server.status import error_id_of, render_status
 

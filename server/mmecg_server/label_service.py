@@ -16,6 +16,7 @@ from mmecg.labels.serial import SerialResolver
 from mmecg.report import check_text
 from mmecg.search import CorpusStore
 from mmecg.study import check_id
+from mmecg_server.call import stage
 from mmecg_server.service import Backend
 from mmecg_server.streaming import answer_stream
 
@@ -59,6 +60,7 @@ def add_label_mining_service(server: grpc.Server, backend: Backend) -> None:
     label_mining_service_pb2_grpc.add_LabelMiningServiceServicer_to_server(LabelMiningService(backend), server)
 
 
+@stage("decode")
 def parse_mine(
     request: label_mining_service_pb2.MineLabelsRequest,
 ) -> label_mining_service_pb2.MineLabelsRequest:
@@ -80,6 +82,7 @@ def parse_mine(
     return request
 
 
+@stage("mine")
 def mine(
     miner: ReportMiner, corpus: CorpusStore, request: label_mining_service_pb2.MineLabelsRequest
 ) -> label_mining_service_pb2.MineLabelsResponse:

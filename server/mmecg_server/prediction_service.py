@@ -24,7 +24,7 @@ from mmecg.prediction.asked import ALL, SUPERCLASS
 from mmecg.prediction.query import PredictionQuery
 from mmecg.search import CorpusStore
 from mmecg.study import Study, check_id
-from mmecg_server.batching import current_call
+from mmecg_server.call import current_call, stage
 from mmecg_server.service import Backend
 from mmecg_server.streaming import answer_stream
 
@@ -46,7 +46,9 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
     ) -> prediction_service_pb2.PredictResponse:
         """Predict one study."""
         predictor = self._backend.predictor
-        (prediction,) = predictor.predict_many([self._parse(request)])
+        query = self._parse(request)
+        with stage("predict"):
+            (prediction,) = predictor.predict_many([query])
         return render_prediction(prediction)
 
     def PredictStream(  # noqa: N802
@@ -57,9 +59,8 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         """Predict studies in bulk."""
         backend, predictor = self._backend, self._backend.predictor
         reader = backend.chunks(request_iterator)
-        for item, found in answer_stream(
-            reader, backend.gate, lambda one: self._parse(one.request), predictor.predict_many
-        ):
+        predict_many = stage("predict")(predictor.predict_many)
+        for item, found in answer_stream(reader, backend.gate, lambda one: self._parse(one.request), predict_many):
             if isinstance(found, status_pb2.Status):
                 yield prediction_service_pb2.PredictStreamResponse(item=item, status=found)
             else:
@@ -71,11 +72,12 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         """Say which moments of which leads speak for a label."""
         predictor = self._backend.predictor
         ecg = parse_explained(request, self._backend.retriever.corpus)
-        with self._turn():
+        with self._turn(), stage("predict"):
             saliency = predictor.explain(ecg, request.label, method=parse_method(request.method))
         rate = request.sampling_rate_hz if request.HasField("sampling_rate_hz") else DEFAULT_VALUES_PER_S
         return render_saliency(saliency.summed(rate), predictor.bundle.fingerprint)
 
+    @stage("decode")
     def _parse(self, request: prediction_service_pb2.PredictRequest) -> PredictionQuery:
         corpus = self._backend.retriever.corpus
         return parse_prediction_query(request, lambda study_id: find_study(corpus, study_id))
@@ -107,6 +109,7 @@ def find_study(corpus: CorpusStore, study_id: str) -> Study:
     return corpus.get([study_id], with_signal=True)[0]
 
 
+@stage("decode")
 def parse_explained(request: prediction_service_pb2.ExplainPredictionRequest, corpus: CorpusStore) -> Ecg:
     """Check a request for an explanation; return the recording that it is about.
 

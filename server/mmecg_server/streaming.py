@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 from google.rpc import status_pb2
 
 from mmecg.errors import OverloadedError
-from mmecg_server.batching import current_call
+from mmecg_server.call import current_call
 from mmecg_server.interceptors import Gate, report
 
 Request = TypeVar("Request", bound=Message)

@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from mmecg_server.batching import Call, MicroBatcher, on_behalf_of
+from mmecg_server.batching import MicroBatcher
+from mmecg_server.call import Call, on_behalf_of
 
 from mmecg.errors import NotReadyError, OverloadedError, ReportError
 
