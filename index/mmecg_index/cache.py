@@ -134,12 +134,12 @@ class IndexCache:
             ).fetchall()
             index.remove(np.array(gone, np.int64).reshape(-1))
         cursor = connection.execute(
-            "SELECT row, vector, embeddings.crc FROM studies JOIN embeddings USING (row) "
+            "SELECT row, modality, fingerprint, vector, embeddings.crc FROM studies JOIN embeddings USING (row) "
             "WHERE sequence > ? AND modality = ? AND fingerprint = ? ORDER BY row",
             (saved, self._modality, self._database.fingerprint),
         )
         while batch := cursor.fetchmany(_READ_BATCH):
-            vectors = np.stack([decode_vector(data, crc) for _, data, crc in batch])
+            vectors = np.stack([decode_vector(*stored) for stored in batch])
             index.upsert(np.array([row for row, *_ in batch], np.int64), vectors)
 
     def _count(self, connection: sqlite3.Connection) -> int:

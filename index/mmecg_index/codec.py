@@ -24,11 +24,15 @@ _GAINS = (1000.0, 200.0, 204.8, 205.0, 400.0, 500.0, 1024.0, 100.0, 4000.0, 2000
 
 _ZLIB_LEVEL = 3
 
+DOCUMENT_VERSION = 1
+"""Of what :func:`encode_study` writes; a document without a number is of version 1."""
+
 
 def encode_study(study: Study) -> tuple[str, bytes | None]:
     """Return the document and the signal's bytes (None without an ECG)."""
     signal = None
     document: dict[str, Any] = {
+        "version": DOCUMENT_VERSION,
         "acquired_at": _render_time(study.acquired_at),
         "report": asdict(study.report) if study.report else None,
         "notes": [[note.text, note.kind, _render_time(note.written_at)] for note in study.notes],
@@ -56,10 +60,15 @@ def decode_study(study_id: str, subject_id: str, document: str, signal: bytes | 
     Raises
     ------
     IndexFormatError
-        The document or the signal is damaged.
+        The document or the signal is damaged, or the document was written by a later release.
     """
     try:
         stored = json.loads(document)
+        if stored.get("version", 1) > DOCUMENT_VERSION:
+            raise IndexFormatError(
+                f"a stored study has format version {stored['version']}, expected at most {DOCUMENT_VERSION}; "
+                "open the corpus with the release of mmecg that wrote it, or a later one"
+            )
         report = stored["report"]
         return Study(
             study_id=study_id,
@@ -74,7 +83,7 @@ def decode_study(study_id: str, subject_id: str, document: str, signal: bytes | 
             device=stored["device"],
             attributes=stored["attributes"],
         )
-    except (KeyError, TypeError, ValueError, zlib.error) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, zlib.error) as error:
         raise IndexFormatError(
             f"a stored study is damaged ({type(error).__name__}); restore the corpus from a backup"
         ) from error
@@ -132,22 +141,40 @@ def decode_signal(described: dict[str, Any], data: bytes) -> NDArray[np.float32]
     return np.ascontiguousarray(planes.T).view("<f4").reshape(shape).astype(np.float32, copy=False)
 
 
-def encode_vector(vector: NDArray[np.float32]) -> tuple[bytes, int]:
-    """Return the bytes of an embedding and their CRC-32."""
+def study_checksum(study_id: str, subject_id: str, document: str) -> int:
+    """Return the CRC-32 that stands beside a stored study: of whose it is, and what it says."""
+    return zlib.crc32(f"{study_id}\0{subject_id}\0{document}".encode())
+
+
+def check_study(study_id: str, subject_id: str, document: str, crc: int) -> None:
+    """Raise ``IndexFormatError`` if a stored study is not what was stored under this id for this subject."""
+    if study_checksum(study_id, subject_id, document) != crc:
+        raise IndexFormatError("a stored study is damaged (checksum); restore the corpus from a backup")
+
+
+def vector_checksum(row: int, modality: str, fingerprint: str, data: bytes) -> int:
+    """Return the CRC-32 that stands beside a stored embedding: of which it is, and its values."""
+    return zlib.crc32(data, zlib.crc32(f"{row} {modality} {fingerprint}".encode()))
+
+
+def encode_vector(
+    row: int, modality: str, fingerprint: str, vector: NDArray[np.float32]
+) -> tuple[int, str, str, bytes, int]:
+    """Return an embedding as a row of the table ``embeddings``."""
     data = np.asarray(vector, "<f4").tobytes()
-    return data, zlib.crc32(data)
+    return row, modality, fingerprint, data, vector_checksum(row, modality, fingerprint, data)
 
 
-def decode_vector(data: bytes, crc: int) -> NDArray[np.float32]:
-    """Return an embedding.
+def decode_vector(row: int, modality: str, fingerprint: str, data: bytes, crc: int) -> NDArray[np.float32]:
+    """Return the embedding in a row of the table ``embeddings``.
 
     Raises
     ------
     IndexFormatError
-        The bytes are not those that were stored.
+        The bytes are not those that were stored there.
     """
-    if zlib.crc32(data) != crc:
-        raise IndexFormatError("a stored embedding is damaged; restore the corpus from a backup")
+    if vector_checksum(row, modality, fingerprint, data) != crc:
+        raise IndexFormatError("a stored embedding is damaged (checksum); restore the corpus from a backup")
     return np.frombuffer(data, "<f4").astype(np.float32)
 
 

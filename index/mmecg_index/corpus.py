@@ -7,7 +7,6 @@ answered after its commit reached the disk; a search sees it from then on.
 from __future__ import annotations
 
 import threading
-import zlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -38,7 +37,15 @@ from mmecg.search import (
 from mmecg.study import Study
 from mmecg_index import database
 from mmecg_index.cache import IndexCache
-from mmecg_index.codec import decode_study, decode_vector, encode_study, encode_vector, metadata_record
+from mmecg_index.codec import (
+    check_study,
+    decode_study,
+    decode_vector,
+    encode_study,
+    encode_vector,
+    metadata_record,
+    study_checksum,
+)
 from mmecg_index.durable import DirectoryLock, new_directory
 from mmecg_index.paging import parse_token, render_token
 from mmecg_index.passing import PassingRows
@@ -166,13 +173,13 @@ class Corpus:
             with self._database.writing() as (connection, sequence):
                 for (study, vectors), (document, signal) in zip(last.values(), encoded, strict=True):
                     time = database.sort_time(study.acquired_at)
-                    crc = zlib.crc32(document.encode())
+                    crc = study_checksum(study.study_id, study.subject_id, document)
                     values = (study.study_id, study.subject_id, time, sequence, document, crc, signal, study.site)
                     row = connection.execute(_UPSERT, values).fetchone()[0]
                     connection.execute("DELETE FROM embeddings WHERE row = ?", (row,))
                     connection.executemany(
                         "INSERT INTO embeddings VALUES (?, ?, ?, ?, ?)",
-                        [(row, name, self.fingerprint, *encode_vector(vector)) for name, vector in vectors.items()],
+                        [encode_vector(row, name, self.fingerprint, vector) for name, vector in vectors.items()],
                     )
                     rows.append(row)
             with self._table_lock:
@@ -196,8 +203,7 @@ class Corpus:
         stored: dict[str, tuple[Any, ...]] = {}
         with self._database.reading() as connection:
             for study_id, crc, *content in database.select_in(connection, query, "study_id", study_ids):
-                if zlib.crc32(content[1].encode()) != crc:
-                    raise IndexFormatError("a stored study is damaged (checksum); restore the corpus from a backup")
+                check_study(study_id, content[0], content[1], crc)
                 stored[study_id] = tuple(content)
         for study_id in study_ids:
             if study_id not in stored:
@@ -275,7 +281,7 @@ class Corpus:
             query = "SELECT row, modality, fingerprint, vector, crc FROM embeddings"
             for row, modality, fingerprint, data, crc in database.select_in(connection, query, "row", wanted):
                 if fingerprint == self.fingerprint:
-                    found[row][modality] = decode_vector(data, crc)
+                    found[row][modality] = decode_vector(row, modality, fingerprint, data, crc)
         return [found[row] for row in wanted]
 
     def rows(self, study_ids: Sequence[str]) -> NDArray[np.int64]:
@@ -388,8 +394,7 @@ class Corpus:
             found = connection.execute("SELECT row, study_id, subject_id, document, crc FROM studies ORDER BY row")
             records = []
             for row, study_id, subject_id, document, crc in found:
-                if zlib.crc32(document.encode()) != crc:
-                    raise IndexFormatError("a stored study is damaged (checksum); restore the corpus from a backup")
+                check_study(study_id, subject_id, document, crc)
                 records.append(metadata_record(row, study_id, subject_id, document))
         return _table(records)
 

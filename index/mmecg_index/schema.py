@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import zlib
 
 from mmecg.errors import IndexFormatError
+from mmecg_index.codec import study_checksum, vector_checksum
 
 APPLICATION_ID = 0x6D6D6543
 VERSION = 2
@@ -106,10 +108,13 @@ CREATE TABLE IF NOT EXISTS settings (name TEXT PRIMARY KEY, value TEXT NOT NULL)
 ALTER TABLE studies ADD COLUMN site TEXT;
 ALTER TABLE studies ADD COLUMN content_hash BLOB;
 ALTER TABLE studies ADD COLUMN recipe TEXT;
-UPDATE studies SET site = json_extract(document, '$.site');
+-- Checksums cover ids too, from version 2 on.
+UPDATE studies SET site = json_extract(document, '$.site'),
+    crc = renewed(crc, CAST(document AS BLOB), study_checksum(study_id, subject_id, document));
 ALTER TABLE embeddings RENAME TO embeddings_1;
 {_EMBEDDINGS}
-INSERT INTO embeddings SELECT row, modality, fingerprint, vector, crc FROM embeddings_1 ORDER BY row, modality;
+INSERT INTO embeddings SELECT row, modality, fingerprint, vector,
+    renewed(crc, vector, vector_checksum(row, modality, fingerprint, vector)) FROM embeddings_1 ORDER BY row, modality;
 DROP TABLE embeddings_1;
 {_SINCE_2}
 """  # noqa: S608
@@ -146,7 +151,15 @@ def migrate(connection: sqlite3.Connection, what: object) -> None:
             "open it with the release of mmecg that wrote it, or a later one"
         )
     if version == 1:
+        for function in (study_checksum, vector_checksum, _renewed):
+            name = function.__name__.strip("_")
+            connection.create_function(name, -1, function, deterministic=True)
         _run(connection, _FROM_1)
+
+
+def _renewed(before: int, data: bytes, now: int) -> int:
+    """Return the new checksum of what had another kind; of what was damaged before, one that is wrong again."""
+    return now if zlib.crc32(data) == before else now ^ 1
 
 
 def _run(connection: sqlite3.Connection, script: str, corpus: tuple[str, int] | None = None) -> None:

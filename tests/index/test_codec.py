@@ -112,7 +112,18 @@ def test_a_damaged_document_or_vector_is_refused() -> None:
     for text in (document[:-1], "{}", "[]", document.replace('"report"', '"rapport"')):
         with pytest.raises(IndexFormatError):
             decode_study("s1", "p", text, signal)
-    data, crc = encode_vector(np.arange(4, dtype=np.float32))
-    assert decode_vector(data, crc).tolist() == [0, 1, 2, 3]
+    row, *key, data, crc = encode_vector(7, "ecg", "f", np.arange(4, dtype=np.float32))
+    assert decode_vector(row, *key, data, crc).tolist() == [0, 1, 2, 3]
     with pytest.raises(IndexFormatError):
-        decode_vector(data[:-1] + b"\1", crc)
+        decode_vector(row, *key, data[:-1] + b"\1", crc)
+    with pytest.raises(IndexFormatError, match="checksum"):
+        decode_vector(row + 1, *key, data, crc)
+
+
+def test_a_document_of_a_later_release_is_refused() -> None:
+    document, signal = encode_study(full_study())
+    assert document.startswith('{"version":1,')
+    with pytest.raises(IndexFormatError, match="format version 2, expected at most 1; open the corpus with"):
+        decode_study("s1", "p", document.replace('"version":1', '"version":2'), signal)
+    without = document.replace('"version":1,', "")
+    assert decode_study("s1", "p", without, signal).report == full_study().report
