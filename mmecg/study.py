@@ -114,6 +114,10 @@ class Scope:
             self.sites is None or site in self.sites
         )
 
+    def and_within(self, other: Scope) -> Scope:
+        """Return what is inside both."""
+        return Scope(sites=_both(self.sites, other.sites), subject_ids=_both(self.subject_ids, other.subject_ids))
+
 
 @dataclass(frozen=True)
 class History:
@@ -139,6 +143,12 @@ class History:
         ]
         earlier.sort(key=lambda item: item[:2])
         return cls(subject_id, as_of, tuple(study for *_, study in earlier))
+
+
+def _both(one: frozenset[str] | None, other: frozenset[str] | None) -> frozenset[str] | None:
+    if one is None or other is None:
+        return other if one is None else one
+    return one & other
 
 
 def without_zone(moment: datetime) -> datetime:

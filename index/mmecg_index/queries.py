@@ -1,0 +1,137 @@
+"""What a corpus answers from its database alone: studies by id, by subject, page by page, and their embeddings.
+
+Each method is one statement, or a few, over the connections of ``_database``. So a corpus that is seen through a scope
+(:mod:`mmecg_index.scope`) answers with the same methods, through connections that see less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmecg.errors import QueryError, StudyNotFoundError
+from mmecg.search import MAX_PAGE_SIZE
+from mmecg.study import Study
+from mmecg_index import database
+from mmecg_index.codec import check_study, decode_study, decode_vector
+from mmecg_index.paging import parse_token, render_token
+
+
+class StudyQueries:
+    """The reads of a corpus, or of a part of it. Safe to call from many threads."""
+
+    _database: database.Database
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the bundle whose embeddings it holds."""
+        return self._database.fingerprint
+
+    def get(self, study_ids: Sequence[str], *, with_signal: bool = True) -> list[Study]:
+        """Return studies in the order asked for; without ``with_signal`` their ``ecg`` is None.
+
+        Raises
+        ------
+        StudyNotFoundError
+            One is not there.
+        IndexFormatError
+            What is stored is damaged.
+        """
+        signal = "signal" if with_signal else "NULL"
+        query = f"SELECT study_id, crc, subject_id, document, {signal} FROM studies"  # noqa: S608
+        stored: dict[str, tuple[Any, ...]] = {}
+        with self._database.reading() as connection:
+            for study_id, crc, *content in database.select_in(connection, query, "study_id", study_ids):
+                check_study(study_id, content[0], content[1], crc)
+                stored[study_id] = tuple(content)
+        for study_id in study_ids:
+            if study_id not in stored:
+                raise StudyNotFoundError(f"study {study_id!r} is not in the corpus; list the studies it holds")
+        return [decode_study(study_id, *stored[study_id]) for study_id in study_ids]
+
+    def list_studies(
+        self, *, subject_id: str | None = None, page_size: int = 100, page_token: str = ""
+    ) -> tuple[list[str], str]:
+        """Return study ids in the order they were first stored, or those of a subject oldest first.
+
+        Studies that are added or deleted between two pages neither repeat nor hide others.
+
+        Returns
+        -------
+        list of str
+        str
+            Token of the next page; empty on the last.
+
+        Raises
+        ------
+        QueryError
+            ``page_size`` is not 1 to 1000, or the token belongs to another list.
+        SubjectNotFoundError
+            The subject has no study.
+        """
+        if not 1 <= page_size <= MAX_PAGE_SIZE:
+            raise QueryError(f"page_size is {page_size}, expected 1 to {MAX_PAGE_SIZE}", field="page_size")
+        after = parse_token(page_token, subject_id)
+        with self._database.reading() as connection:
+            if subject_id is None:
+                found = connection.execute(
+                    "SELECT study_id, row FROM studies WHERE row > ? ORDER BY row LIMIT ?",
+                    (*(after or (-1,)), page_size + 1),
+                ).fetchall()
+            else:
+                database.check_subject(connection, subject_id)
+                found = connection.execute(
+                    "SELECT study_id, sort_time, study_id FROM studies WHERE subject_id = ? "
+                    "AND (sort_time, study_id) > (?, ?) ORDER BY sort_time, study_id LIMIT ?",
+                    (subject_id, *(after or ("", "")), page_size + 1),
+                ).fetchall()
+        token = render_token(subject_id, found[page_size - 1][1:]) if len(found) > page_size else ""
+        return [study_id for study_id, *_ in found[:page_size]], token
+
+    def earlier(
+        self, subject_id: str, before: datetime, *, limit: int, exclude: Collection[str] = ()
+    ) -> tuple[list[str], int]:
+        """Return a subject's last studies strictly before a time, latest first, and how many there are without a limit.
+
+        Raises ``SubjectNotFoundError``. Excluded ids are not counted, nor studies without a time.
+        """
+        with self._database.reading() as connection:
+            database.check_subject(connection, subject_id)
+            return database.select_earlier(connection, subject_id, database.sort_time(before), limit, exclude)
+
+    def embeddings(self, rows: NDArray[np.int64]) -> list[Mapping[str, NDArray[np.float32]]]:
+        """Return the embeddings of rows; nothing for a row that is not there."""
+        wanted = rows.tolist()
+        found: dict[int, dict[str, NDArray[np.float32]]] = {row: {} for row in wanted}
+        with self._database.reading() as connection:
+            query = "SELECT row, modality, fingerprint, vector, crc FROM embeddings"
+            for row, modality, fingerprint, data, crc in database.select_in(connection, query, "row", wanted):
+                if fingerprint == self.fingerprint:
+                    found[row][modality] = decode_vector(row, modality, fingerprint, data, crc)
+        return [found[row] for row in wanted]
+
+    def rows(self, study_ids: Sequence[str]) -> NDArray[np.int64]:
+        """Return the rows of studies. Raises ``StudyNotFoundError``."""
+        found = []
+        with self._database.reading() as connection:
+            for study_id in study_ids:
+                stored = connection.execute("SELECT row FROM studies WHERE study_id = ?", (study_id,)).fetchone()
+                if stored is None:
+                    raise StudyNotFoundError(f"study {study_id!r} is not in the corpus; list the studies it holds")
+                found.append(stored[0])
+        return np.array(found, np.int64)
+
+    def _rows_of(self, subject_ids: frozenset[str], study_ids: frozenset[str]) -> NDArray[np.int64]:
+        """Return the rows of subjects and of studies; who is not there is passed over."""
+        with self._database.reading() as connection:
+            found = [
+                row
+                for column, values in (("subject_id", subject_ids), ("study_id", study_ids))
+                for value in values
+                for (row,) in connection.execute(f"SELECT row FROM studies WHERE {column} = ?", (value,))  # noqa: S608
+            ]
+        return np.array(found, np.int64)
