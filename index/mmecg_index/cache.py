@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mmecg.errors import ArtifactError, ConfigError
+from mmecg.errors import ArtifactError, ConfigError, NotReadyError
 from mmecg_index.ann import BuildCancelledError
 from mmecg_index.codec import decode_vector
 from mmecg_index.database import Database
@@ -65,6 +65,32 @@ class IndexCache:
         if self.index.needs_compaction or (asked_for and len(self.index)):
             self.index.compact()
 
+    def purge(self) -> None:
+        """Build anew what holds a vector that was removed; :meth:`save_purged` does the same to the disk.
+
+        Raises
+        ------
+        NotReadyError
+            The corpus is being closed.
+        """
+        try:
+            self.index.purge(cancel=self._cancel)
+        except BuildCancelledError:
+            raise NotReadyError(
+                "the corpus is being closed; what is left of an erasure is done at the next start"
+            ) from None
+
+    def save_purged(self) -> None:
+        """Write a snapshot and delete every other one, also what a crash left behind of one."""
+        self.save()
+        for path in self._directory.glob(f".{self._modality}-*"):
+            shutil.rmtree(path, ignore_errors=True)
+        with self._database.reading() as connection:
+            (sequence,) = connection.execute("SELECT sequence FROM corpus").fetchone()
+        for path in self._snapshots():
+            if path.name != self._name(sequence):
+                shutil.rmtree(path, ignore_errors=True)
+
     def save(self) -> None:
         """Write a snapshot if the newest one lacks a write or the approximate index, then delete the older ones."""
         with self._database.reading() as connection:
@@ -74,7 +100,7 @@ class IndexCache:
         if (sequence == self._saved and ann is self._saved_ann) or len(self.index) != count:
             return
         self._directory.mkdir(mode=0o700, exist_ok=True)
-        target = self._directory / f"{self._modality}-{sequence:015d}"
+        target = self._directory / self._name(sequence)
         shutil.rmtree(target, ignore_errors=True)
         save_index(self.index, target, sequence=sequence)
         self._saved, self._saved_ann = sequence, ann
@@ -87,6 +113,9 @@ class IndexCache:
         self._cancel.set()
         if self._builder is not None:
             self._builder.join()
+
+    def _name(self, sequence: int) -> str:
+        return f"{self._modality}-{sequence:015d}"
 
     def _build_if_it_pays(self) -> None:
         if self.index.needs_compaction and (self._builder is None or not self._builder.is_alive()):

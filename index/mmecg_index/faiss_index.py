@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from mmecg.errors import ConfigError
 from mmecg.search import IndexResult, SearchPlan, check_rows, check_top_k, check_vectors
 from mmecg_index.ann import TARGET_RECALL, Found, build_ann, choose_factory, new_index
 from mmecg_index.block import Block
@@ -144,24 +145,39 @@ class FaissIndex:
             return False
         return tail.count > max(_MIN_TAIL, len(segment) // 4) or len(segment) - segment.count > len(segment) // 4
 
-    def compact(self, *, cancel: threading.Event | None = None) -> None:
+    def compact(self, *, cancel: threading.Event | None = None, or_exact: bool = False) -> None:
         """Fold everything into a new segment (or, if small, into the tail); searches and writes go on meanwhile.
 
         Parameters
         ----------
         cancel : threading.Event, optional
             When set, a build under way raises ``BuildCancelledError`` and nothing has changed.
+        or_exact : bool
+            Go on without an approximate index if there are too few vectors for it, instead of ``ConfigError``.
         """
         with self._compact_lock:
             with self._write_lock:
                 old = self._state
                 self._compacting = True
             try:
-                self._swap(old, self._build(old, cancel))
+                self._swap(old, self._build(old, cancel, or_exact=or_exact))
             finally:
                 self._compacting = False
 
-    def _build(self, old: State, cancel: threading.Event | None) -> Block:
+    def purge(self, *, cancel: threading.Event | None = None) -> None:
+        """Build anew, without it, whatever holds a vector that was removed; searches and writes go on meanwhile.
+
+        Parameters
+        ----------
+        cancel : threading.Event, optional
+            See :meth:`compact`.
+        """
+        while self._state.segment.count < len(self._state.segment):
+            self.compact(cancel=cancel, or_exact=True)
+        with self._compact_lock, self._write_lock:
+            self._tidy_tail(whole=True)
+
+    def _build(self, old: State, cancel: threading.Event | None, *, or_exact: bool) -> Block:
         living = [block.living for block in old.blocks]
         rows = np.concatenate([found for found, _ in living])
         order = np.argsort(rows, kind="stable")
@@ -169,8 +185,12 @@ class FaissIndex:
         factory = self.factory or choose_factory(len(rows))
         ann = None
         if factory != "Flat" and len(rows):
-            ann = build_ann(matrix, factory, target_recall=self.target_recall, cancel=cancel)
-            matrix = ann.matrix
+            try:
+                ann = build_ann(matrix, factory, target_recall=self.target_recall, cancel=cancel)
+                matrix = ann.matrix
+            except ConfigError:
+                if not or_exact:
+                    raise
         return Block(rows[order], matrix, np.ones(len(rows), np.bool_), ann)
 
     def _swap(self, old: State, built: Block) -> None:
@@ -208,10 +228,10 @@ class FaissIndex:
         self._state = State(state.segment, Block(self._buffers[0][:end], self._buffers[1][:end], alive))
         self._tidy_tail()
 
-    def _tidy_tail(self) -> None:
-        """Copy the tail without its dead when they would slow the scan."""
+    def _tidy_tail(self, *, whole: bool = False) -> None:
+        """Copy the tail without its dead when they would slow the scan, or when none may stay."""
         tail = self._state.tail
-        if self._compacting or len(tail) - tail.count <= _MAX_DEAD_TAIL:
+        if not whole and (self._compacting or len(tail) - tail.count <= _MAX_DEAD_TAIL):
             return
         rows, positions = tail.living
         self._buffers = (rows.copy(), tail.matrix[positions])

@@ -1,0 +1,230 @@
+"""Erasing a subject for good: out of the answers at once, then out of every file.
+
+1. One transaction deletes the studies with their embeddings and signals, blanks the digests of the requests that wrote
+   them, and records the erasure (keyed hash of the subject, not done). From its commit on no answer holds the subject.
+2. What the files still hold goes: the indexes are built anew without the vectors that were removed (an approximate
+   segment keeps them under a mark otherwise) and saved, older snapshots are deleted, and the write-ahead log is copied
+   into the database and cut to nothing. SQLite overwrites with zeros whatever is deleted (``secure_delete``); a file
+   that comes from version 1, which did not, is vacuumed once.
+3. The erasure is marked done. One that was interrupted is finished when the corpus is opened.
+
+Searches go on all the while; writes wait while the snapshots are saved. An erasure is remembered, so that a backup
+that was made before it can be brought to the same state (:meth:`Eraser.apply`).
+
+Not covered: other copies (backups, exports), what a file system or a disk keeps of overwritten blocks, and memory of
+the process that was given back but not yet used again.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from mmecg.errors import IndexFormatError, NotReadyError, QueryError
+from mmecg.study import check_id
+from mmecg_index import audit
+from mmecg_index.cache import IndexCache
+from mmecg_index.database import Database, next_sequence, select_in
+from mmecg_index.reading import reading
+from mmecg_index.traces import Trace, find_traces, wanted_of
+from mmecg_index.writer import Writer, Written
+
+_EMPTY_LOG_S = 30.0
+"""How long to wait for readers before an erasure is left to be finished later."""
+
+_TRY_MS = 200
+
+
+@dataclass(frozen=True)
+class Erasure:
+    """What an erasure did.
+
+    Attributes
+    ----------
+    studies : int
+        How many were there.
+    sequence : int
+        Sequence number of the commit.
+    traces : tuple of Trace, optional
+        What the files still hold; None if that was not asked for.
+    """
+
+    studies: int
+    sequence: int
+    traces: tuple[Trace, ...] | None = None
+
+
+class Eraser:
+    """Erases subjects from an open corpus.
+
+    Parameters
+    ----------
+    directory : Path
+    database : Database
+    writer : Writer
+    caches : mapping of str to IndexCache
+    """
+
+    def __init__(self, directory: Path, database: Database, writer: Writer, caches: Mapping[str, IndexCache]) -> None:
+        self._directory = directory
+        self._database = database
+        self._writer = writer
+        self._caches = caches
+
+    def erase(self, subject_ids: Sequence[str], *, check: bool = False) -> Erasure:
+        """Erase subjects; one that has no study is remembered as erased too.
+
+        Parameters
+        ----------
+        subject_ids : sequence of str
+        check : bool
+            Then read every file and return what of them is left.
+
+        Raises
+        ------
+        NotReadyError
+            Somebody reads for too long (a backup): the subject is out of all answers, and out of the files when the
+            erasure is repeated or the corpus is opened again.
+        """
+        if isinstance(subject_ids, str) or not subject_ids:
+            raise QueryError("subject_ids is empty or a string, expected a sequence of ids", field="subject_id")
+        subjects = [check_id(each, "subject_id") for each in dict.fromkeys(subject_ids)]
+        with self._database.reading() as connection:
+            wanted = wanted_of(connection, subjects) if check else None
+        digests = [audit.digest(self._database.secret, "subject", each) for each in subjects]
+        written = self._delete(subjects, digests)
+        self.finish()
+        if wanted is None:
+            return Erasure(len(written.rows), written.sequence)
+        with self._database.reading() as connection:
+            traces = tuple(find_traces(self._directory, connection, wanted))
+        return Erasure(len(written.rows), written.sequence, traces)
+
+    def apply(self, source: Path) -> int:
+        """Erase whoever was erased from the corpus that this one was copied from, after the copy was made.
+
+        Parameters
+        ----------
+        source : Path
+            Directory of that corpus (or of a later backup of it); it may be in use. This one is just restored.
+
+        Returns
+        -------
+        int
+            How many studies were erased.
+
+        Raises
+        ------
+        IndexFormatError
+            The two are not copies of one corpus, so that their hashes cannot be compared.
+        """
+        secret = self._database.secret
+        with reading(source) as view:
+            if view.secret != secret:
+                raise IndexFormatError(
+                    f"{source} is not the corpus that the backup was made of (another key); name that corpus, or erase "
+                    "the subjects one by one with `mmecg erase-subject`"
+                )
+            later = "SELECT subject FROM erasures WHERE sequence > ?"
+            digests = {subject for (subject,) in view.connection.execute(later, (self._database.sequence,))}
+        with self._database.reading() as connection:
+            here = [subject for (subject,) in connection.execute("SELECT DISTINCT subject_id FROM studies")]
+        subjects = [each for each in here if audit.digest(secret, "subject", each) in digests]
+        if not digests:
+            return 0
+        written = self._delete(subjects, sorted(digests))
+        self.finish()
+        return len(written.rows)
+
+    def finish(self) -> None:
+        """Take out of the files what erasures took out of the store; nothing to do if none is open."""
+        with self._database.reading() as connection:
+            open_ones = [subject for (subject,) in connection.execute("SELECT subject FROM erasures WHERE done = 0")]
+            scrubbed = connection.execute("SELECT 1 FROM settings WHERE name = 'scrubbed'").fetchone() is not None
+        if not open_ones:
+            return
+        for cache in self._caches.values():
+            cache.purge()
+        with self._writer.exclusive():
+            for cache in self._caches.values():
+                cache.save_purged()
+            if not scrubbed:
+                self._database.writer.execute("VACUUM")
+                self._database.writer.execute("INSERT OR REPLACE INTO settings VALUES ('scrubbed', '1')")
+        self._empty_log()
+        self._writer.write(lambda connection: _mark_done(connection, open_ones), grows=False)
+
+    def _delete(self, subjects: Sequence[str], digests: Sequence[bytes]) -> Written:
+        moment = datetime.now(UTC).isoformat(timespec="seconds")
+
+        def operation(connection: sqlite3.Connection) -> Written:
+            sequence = next_sequence(connection)
+            found = list(select_in(connection, "SELECT row, sequence FROM studies", "subject_id", subjects))
+            connection.executemany(
+                "UPDATE requests SET digest = x'' WHERE sequence = ?", [(written,) for _, written in found]
+            )
+            connection.executemany("DELETE FROM studies WHERE row = ?", [(row,) for row, _ in found])
+            connection.executemany("INSERT INTO deletions VALUES (?, ?)", [(row, sequence) for row, _ in found])
+            connection.executemany(
+                "INSERT OR REPLACE INTO erasures VALUES (?, ?, ?, 0)", [(each, sequence, moment) for each in digests]
+            )
+            return Written(sequence, {row: None for row, _ in found})
+
+        return self._writer.write(operation, grows=False)
+
+    def _empty_log(self) -> None:
+        """Copy the write-ahead log into the database and cut it; writes go on between the attempts."""
+        log = self._database.path.with_name(self._database.path.name + "-wal")
+        end = time.monotonic() + _EMPTY_LOG_S
+        while True:
+            with self._writer.exclusive():
+                self._database.writer.execute(f"PRAGMA busy_timeout = {_TRY_MS}")
+                try:
+                    self._writer.checkpoint("TRUNCATE")
+                finally:
+                    self._database.writer.execute("PRAGMA busy_timeout = 10000")
+                if log.stat().st_size == 0:
+                    return
+            if time.monotonic() > end:
+                raise NotReadyError(
+                    "the subject is out of all answers, but somebody reads the database (a backup?), so its log cannot "
+                    "be emptied; repeat the erasure when that has ended"
+                )
+            time.sleep(_TRY_MS / 1000)
+
+
+def find_remains(directory: Path, subject_ids: Sequence[str], *, known_from: Path | None = None) -> list[Trace]:
+    """Look in every file of a corpus, which may be in use, for what is left of subjects that were erased.
+
+    Parameters
+    ----------
+    directory : Path
+        Of the corpus.
+    subject_ids : sequence of str
+    known_from : Path, optional
+        Backup from before the erasure: says which studies, texts, vectors and signals to look for. Without one, only
+        the subjects' ids are looked for.
+
+    Raises
+    ------
+    QueryError
+        A subject has studies in the corpus: it was not erased.
+    """
+    source = directory if known_from is None else known_from
+    with reading(source) as view:
+        wanted = wanted_of(view.connection, subject_ids)
+    with reading(directory) as view:
+        there = list(select_in(view.connection, "SELECT DISTINCT subject_id FROM studies", "subject_id", subject_ids))
+        if there:
+            message = f"{len(there)} of the subjects have studies in the corpus; erase them first"
+            raise QueryError(message, field="subject_id")
+        return find_traces(directory, view.connection, wanted)
+
+
+def _mark_done(connection: sqlite3.Connection, subjects: Sequence[bytes]) -> Written:
+    connection.executemany("UPDATE erasures SET done = 1 WHERE subject = ?", [(each,) for each in subjects])
+    return Written()
