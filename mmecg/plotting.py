@@ -17,8 +17,8 @@ Policies, stated once:
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -91,8 +91,8 @@ class Panel:
     text : str
         Report or query text; wrapped, and cut with a note of how much is left out.
     ecg : Ecg, optional
-    marks : collection of str
-        Leads whose names are drawn as changed.
+    marks : mapping of str to str
+        What changed in a lead (``"QRS"``), drawn beside its name.
     shade : Shade, optional
     """
 
@@ -101,7 +101,7 @@ class Panel:
     facts: Sequence[str] = ()
     text: str = ""
     ecg: Ecg | None = None
-    marks: Collection[str] = ()
+    marks: Mapping[str, str] = field(default_factory=dict)
     shade: Shade | None = None
 
 
@@ -226,7 +226,7 @@ def _draw_paper(axes: Axes, ecg: Ecg, *, x: float, y: float, start_s: float, pan
     for step, colour, thickness in ((1.0, _FINE, 0.35), (5.0, _COARSE, 0.6)):
         axes.add_collection(LineCollection(_grid(x, y, width, height, step), colors=colour, linewidths=thickness))
     clip = Rectangle((x, y), width, height, transform=axes.transData)
-    marks = panel.marks if panel else ()
+    marks = panel.marks if panel else {}
     shade = _colours(panel.shade) if panel and panel.shade else None
     left = x + _LEFT
     consecutive = ecg.duration_s - start_s >= STRIP_S - 1e-6
@@ -238,7 +238,7 @@ def _draw_paper(axes: Axes, ecg: Ecg, *, x: float, y: float, start_s: float, pan
             place = left + column * COLUMN_S * MM_PER_S
             if shade is not None and panel and panel.shade and name in ecg.leads:
                 _draw_shade(axes, shade[LEADS.index(name)], panel.shade, place, baseline, begin)
-            _draw_lead(axes, ecg, name, place, baseline, (begin, COLUMN_S), clip, changed=name in marks)
+            _draw_lead(axes, ecg, name, place, baseline, (begin, COLUMN_S), clip, changed=marks.get(name, ""))
     strip = y + height - _FIRST_BASELINE - len(_GRID_LEADS) * _ROW
     rhythm = _RHYTHM_LEAD if _RHYTHM_LEAD in ecg.leads else ecg.leads[0]
     _draw_pulse(axes, x, strip, clip)
@@ -297,13 +297,13 @@ def _draw_lead(
     window_s: tuple[float, float],
     clip: Rectangle,
     *,
-    changed: bool = False,
+    changed: str = "",
 ) -> None:
     begin_s, length_s = window_s
     present = name in ecg.leads
     colour = _INK if present else _MUTED
     axes.plot([x, x], [baseline - 2.0, baseline + 2.0], color=_MUTED, lw=0.7)
-    label = f"{name} changed" if changed else name
+    label = f"{name} {changed} changed" if changed else name
     colour = _CHANGED if changed else colour
     _write(axes, x + 1.2, baseline + 8.2, label, size=8.5, weight="bold", colour=colour, halo_on_paper=True)
     if not present:

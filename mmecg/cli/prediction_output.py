@@ -12,7 +12,15 @@ from mmecg.cli.output import describe_labels, describe_vitals, note, print_table
 if TYPE_CHECKING:
     from mmecg.plotting import Panel
     from mmecg.prediction.query import PredictionQuery
-    from mmecg.prediction.result import LabelChange, LabelPrediction, Prediction, Saliency
+    from mmecg.prediction.result import (
+        Comparison,
+        LabelChange,
+        LabelPrediction,
+        MeasuredChange,
+        Measurement,
+        Prediction,
+        Saliency,
+    )
     from mmecg.study import Study
 
 SHOWN_FROM = 0.1
@@ -25,6 +33,7 @@ _SUPERCLASS_NAMES = {
     "CD": "any conduction disturbance",
     "HYP": "any hypertrophy",
 }
+_PARTS = {"qrs": "QRS", "st_t": "ST-T"}
 _SHOWN_NEIGHBOURS = 5
 _SHOWN_EFFECTS = 5
 _DAYS_A_YEAR = 365.25
@@ -85,19 +94,56 @@ def print_prediction(found: Prediction, maps: Sequence[Saliency], *, everything:
                 for one in found.neighbours[:_SHOWN_NEIGHBOURS]
             ],
         )
+    print_measurements(found)
     if maps:
         print_table("Where in the ECG", ["label", "leads, share of the saliency"], [_saliency_row(one) for one in maps])
     _print_notes(found, len(found.labels) - len(shown))
 
 
+def print_measurements(found: Prediction) -> None:
+    """Print what is measured, beside the latest earlier recording, and notes with the leads that changed.
+
+    Amplitudes of single leads are not printed; ``--json`` has them.
+    """
+    comparison = found.comparison
+    before = {one.name: one for one in comparison.measured} if comparison else {}
+    shown = [one for one in found.measurements if not one.lead]
+    rows = [_measurement_row(one, before.get(one.name), found.level) for one in shown]
+    listed = {one.name for one in shown}
+    rows += [
+        [one.name, _number_of(one.now), "", _number_of(one.before), one.change]
+        for one in before.values()
+        if one.name not in listed
+    ]
+    if rows:
+        then = f"{span(comparison.days_before)} before>" if comparison else "before>"
+        print_table("Measured", ["what", "now>", "range>", then, "change"], rows)
+    if comparison and comparison.leads:
+        said = ", ".join(f"{lead} ({part})" for lead, part in changed_parts(comparison).items())
+        note(f"median beats differ from study {comparison.prior_study_id} in {said}")
+    if comparison and comparison.serial:
+        note(f"beside study {comparison.prior_study_id}: {', '.join(map(_name, comparison.serial))}")
+
+
+def _measurement_row(one: Measurement, before: MeasuredChange | None, level: float) -> list[str]:
+    if one.reason:
+        return [one.name, "", "", "", one.reason]
+    held = f" at {level:.0%}" if one.name == "age_years" else ""
+    bounds = f"{_number_of(one.low)}-{_number_of(one.high)}{held}" if one.low == one.low else ""
+    then = [_number_of(before.before), before.change] if before else ["", ""]
+    return [one.name, _number_of(one.value), bounds, *then]
+
+
+def _number_of(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
 def panels(query: PredictionQuery, found: Prediction, maps: Sequence[Saliency], before: Study | None) -> list[Panel]:
     """Return the ECG beside what is predicted, and under it the earlier one, with the leads that changed."""
     from mmecg.plotting import Panel, Shade
-    from mmecg.prediction.compare import changed_leads
     from mmecg.prediction.result import ABSTAIN_REASONS, FLAGS
 
-    earlier = before.ecg if before is not None else None
-    marks = changed_leads(query.ecg, earlier) if query.ecg is not None and earlier is not None else {}
+    marks = changed_parts(found.comparison)
     changed = {one.label: one for one in found.changes}
     telling = [one for one in found.labels if _is_telling(one, changed)]
     telling.sort(key=lambda one: -one.probability if one.probability >= 0 else 0.0)
@@ -110,9 +156,11 @@ def panels(query: PredictionQuery, found: Prediction, maps: Sequence[Saliency], 
     facts += [f"flag: {FLAGS[flag]}" for flag in found.flags]
     text = " ".join(f"Orange speaks for {one.label}, blue against it." for one in maps[:1])
     if marks:
-        text += f" Median beats differ most in {', '.join(list(marks)[:4])}."
+        text += (
+            f" Median beats differ most in {', '.join(f'{lead} ({part})' for lead, part in list(marks.items())[:4])}."
+        )
     shade = Shade(maps[0].values, maps[0].sampling_rate_hz) if maps else None
-    shown = [Panel("Now", "", facts, text, query.ecg, marks=frozenset(marks), shade=shade)]
+    shown = [Panel("Now", "", facts, text, query.ecg, marks=marks, shade=shade)]
     if before is not None and before.acquired_at is not None:
         weight = next(one for one in found.priors if one.study_id == before.study_id)
         said = [f"study {before.study_id}", describe_vitals(before.vitals), describe_labels(before)]
@@ -120,6 +168,14 @@ def panels(query: PredictionQuery, found: Prediction, maps: Sequence[Saliency], 
         report = before.report.text if before.report else ""
         shown.append(Panel(f"{span(weight.days_before)} before", "", [one for one in said if one], report, before.ecg))
     return shown
+
+
+def changed_parts(comparison: Comparison | None) -> dict[str, str]:
+    """Return what changed in each lead that did, the lead that differs most first: ``{"V2": "QRS, ST-T"}``."""
+    parts: dict[str, list[str]] = {}
+    for one in comparison.leads if comparison else ():
+        parts.setdefault(one.lead, []).append(_PARTS[one.part])
+    return {lead: ", ".join(sorted(names)) for lead, names in parts.items()}
 
 
 def span(days: float) -> str:
@@ -193,8 +249,6 @@ def _print_notes(found: Prediction, hidden: int) -> None:
 
     if hidden:
         note(f"{hidden} labels are absent or below {SHOWN_FROM:.0%} and not shown; --labels all or --json shows them")
-    for one in found.measurements:
-        note(f"{one.name} {one.value:.0f} ({one.low:.0f}-{one.high:.0f} at {found.level:.0%})")
     sure = found.uncertainty
     kind = f" ({sure.novelty_kind})" if sure.novelty_kind else ""
     note(f"surer than {1 - sure.rank:.0%} of calibration studies; novelty {sure.novelty:.2f}{kind}")

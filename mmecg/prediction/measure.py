@@ -66,6 +66,9 @@ T_LATEST_S = 0.62
 MIN_T_MV = 0.1
 """Size over all leads of the T wave (root of the sum of squares) below which its end is not told."""
 
+T_FALL_S = 0.12
+"""Longest that T may take from its steepest place to its end; a shallower tangent tells nothing."""
+
 T_BIAS_MS = -25.0
 """By which QT by the tangent is shorter than the median of the cardiologists' marks, same records as above."""
 
@@ -247,13 +250,14 @@ def _find_t_end(leads: NDArray[np.float32], start: int, until: int) -> float:
     if until - start < 3:
         return math.nan
     peak = start + int(np.argmax(size[start:until]))
-    falling = np.diff(size[peak : min(until + round(0.12 * RATE_HZ), len(size))])
+    falling = np.diff(size[peak : min(until + round(T_FALL_S * RATE_HZ), len(size))])
     if not len(falling) or size[peak] < MIN_T_MV or falling.min() >= 0:
         return math.nan
     steepest = int(np.argmin(falling))
     middle = (size[peak + steepest] + size[peak + steepest + 1]) / 2
-    end = peak + steepest + 0.5 + float((size[peak:].min() - middle) / falling[steepest])
-    return end if end <= until else math.nan
+    rest = float((size[peak:].min() - middle) / falling[steepest])
+    end = peak + steepest + 0.5 + rest
+    return end if end <= until and rest <= T_FALL_S * RATE_HZ else math.nan
 
 
 def _likeness(each: NDArray[np.float32]) -> float:

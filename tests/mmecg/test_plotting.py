@@ -150,7 +150,7 @@ def test_shade_stands_behind_the_leads_that_were_recorded_and_changed_leads_are_
     ecg = synthetic_ecg(seed=2).select_leads(LEADS[:8])
     values = np.zeros((12, 1000), np.float32)
     values[1, 100:140], values[6, 600:640] = 1.0, -1.0
-    figure = search_figure([Panel("Now", ecg=ecg, marks={"V2"}, shade=Shade(values, 100.0))])
+    figure = search_figure([Panel("Now", ecg=ecg, marks={"V2": "QRS"}, shade=Shade(values, 100.0))])
     (axes,) = figure.axes
     images = [image for image in axes.get_images() if image.get_gid() == "saliency"]
     assert len(images) == 8
@@ -161,5 +161,5 @@ def test_shade_stands_behind_the_leads_that_were_recorded_and_changed_leads_are_
     assert blue[0] > red[0], "against"
     assert red[1] > blue[1], "for"
     words = [text.get_text() for text in axes.texts]
-    assert "V2 changed" in words
+    assert "V2 QRS changed" in words
     assert "V1" in words

@@ -17,7 +17,6 @@ from mmecg.cli.predict import most_telling
 from mmecg.cli.prediction_output import panels
 from mmecg.datasets.synthetic import synthetic_ecg
 from mmecg.ecg import LEADS
-from mmecg.prediction.compare import changed_leads, find_beats
 from mmecg.prediction.heads import PredictionHeads, write_heads
 from mmecg.prediction.predictor import Predictor
 from mmecg.prediction.query import PredictionQuery
@@ -99,7 +98,9 @@ def test_table_of_a_study_of_the_corpus(predict) -> None:
         "vote",
     ):
         assert word in out
-    assert "age_years" in err
+    assert "age_years" in out
+    assert "heart_rate_bpm" in out
+    assert "beside study" in err
     code, out, err = predict("--study-id", "s9", "--no-cohort")
     assert code == 0
     assert "no_history: the subject has no study before as_of" in err
@@ -180,16 +181,3 @@ def test_subject_of_another_study_is_refused(predict) -> None:
     code, _, err = predict("--study-id", "s2", "--subject", "bert")
     assert code == 2
     assert "not the subject" in err
-
-
-def test_beats_and_changed_leads() -> None:
-    now = synthetic_ecg(seed=1, heart_rate_bpm=60)
-    assert len(find_beats(now.signal)) in (9, 10, 11)
-    assert changed_leads(now, synthetic_ecg(seed=2, heart_rate_bpm=75)) == {}
-    signal = now.signal.copy()
-    signal[7] = -signal[7]
-    assert list(changed_leads(now, type(now)(signal, 100.0, now.lead_mask.copy()))) == ["V2"]
-    flat = type(now)(
-        np.where(np.arange(12)[:, None] == 0, 1e-6, 0 * signal).astype(np.float32), 100.0, now.lead_mask.copy()
-    )
-    assert changed_leads(now, flat.select_leads(["I"])) == {}
