@@ -27,6 +27,7 @@ from mmecg.labels.report_miner import ReportMiner
 from mmecg.retriever import Retriever
 from mmecg.search import SearchResult
 from mmecg_server import convert
+from mmecg_server.auth import PerScope, current_principal
 from mmecg_server.config import LimitsConfig
 from mmecg_server.interceptors import Gate
 from mmecg_server.streaming import ChunkReader, answer_stream
@@ -57,29 +58,31 @@ class Backend:
     def __init__(self, gate: Gate, limits: LimitsConfig) -> None:
         self.gate = gate
         self.limits = limits
-        self._retriever: Retriever | None = None
-        self._predictor: Predictor | None = None
+        self._retrievers: PerScope[Retriever] | None = None
+        self._predictors: PerScope[Predictor] | None = None
 
     @property
     def retriever(self) -> Retriever:
-        """The retriever.
+        """The retriever, over what the caller may see.
 
         Raises
         ------
         NotReadyError
             It is still loading.
         """
-        if self._retriever is None:
+        if self._retrievers is None:
             raise NotReadyError("the server is loading its model and corpus; try again in a moment")
-        return self._retriever
+        return self._retrievers.of(current_principal().scope)
 
     @retriever.setter
     def retriever(self, retriever: Retriever) -> None:
-        self._retriever = retriever
+        self._retrievers = PerScope(
+            retriever, lambda scope: Retriever(retriever.encoder, retriever.corpus.within(scope))
+        )
 
     @property
     def predictor(self) -> Predictor:
-        """The predictor.
+        """The predictor, over what the caller may see.
 
         Raises
         ------
@@ -88,14 +91,14 @@ class Backend:
         BundleError
             The bundle has no prediction heads.
         """
-        if self._predictor is None:
+        if self._predictors is None:
             _ = self.retriever  # not ready is another answer than never
             raise BundleError("the server's bundle has no prediction heads; its operator can make them: train-heads")
-        return self._predictor
+        return self._predictors.of(current_principal().scope)
 
     @predictor.setter
     def predictor(self, predictor: Predictor) -> None:
-        self._predictor = predictor
+        self._predictors = PerScope(predictor, lambda scope: predictor.over(self.retriever.corpus))
 
     @cached_property
     def miner(self) -> ReportMiner:
@@ -104,7 +107,14 @@ class Backend:
 
     def chunks(self, requests: Iterator[Any]) -> ChunkReader[Any]:
         """Read a stream in chunks that fit the encoder and one message's share of memory."""
-        return ChunkReader(requests, max_items=self.limits.max_batch, max_bytes=self.limits.max_message_bytes)
+        limits = self.limits
+        return ChunkReader(
+            requests,
+            max_items=limits.max_batch,
+            max_bytes=limits.max_message_bytes,
+            idle_s=limits.stream_idle_s,
+            max_s=limits.max_stream_s,
+        )
 
 
 class EmbeddingService(embedding_service_pb2_grpc.EmbeddingServiceServicer):

@@ -10,7 +10,8 @@ from typing import Generic, TypeVar
 from google.protobuf.message import Message
 from google.rpc import status_pb2
 
-from mmecg.errors import OverloadedError
+from mmecg.errors import NotReadyError, OverloadedError
+from mmecg_server.auth import current_principal
 from mmecg_server.call import current_call
 from mmecg_server.interceptors import Gate, report
 
@@ -32,12 +33,24 @@ class ChunkReader(Generic[Request]):
     requests : iterator of messages
     max_items, max_bytes : int
         Limits of a chunk, and of what is read ahead; one message is let in whatever its size.
+    idle_s, max_s : float
+        Longest time without a request, and of the whole stream.
     """
 
-    def __init__(self, requests: Iterator[Request], *, max_items: int, max_bytes: int) -> None:
+    def __init__(
+        self,
+        requests: Iterator[Request],
+        *,
+        max_items: int,
+        max_bytes: int,
+        idle_s: float = float("inf"),
+        max_s: float = float("inf"),
+    ) -> None:
         self._requests = requests
         self._max_items = max_items
         self._max_bytes = max_bytes
+        self._idle_s = idle_s
+        self._ends_at = time.monotonic() + max_s
         self._changed = threading.Condition()
         self._chunk: list[Request] = []
         self._bytes = 0
@@ -46,7 +59,15 @@ class ChunkReader(Generic[Request]):
         threading.Thread(target=self._read, name="stream-reader", daemon=True).start()
 
     def __iter__(self) -> Iterator[list[Request]]:
-        """Yield chunks; raise what the stream raised once all before it were handed on."""
+        """Yield chunks; raise what the stream raised once all before it were handed on.
+
+        Raises
+        ------
+        TimeoutError
+            The client sends nothing for too long, and holds a place that others could use.
+        NotReadyError
+            The stream lasts too long; the client may go on with another one, if it still may call.
+        """
         while chunk := self._take():
             yield chunk
         if self._error is not None:
@@ -60,8 +81,16 @@ class ChunkReader(Generic[Request]):
 
     def _take(self) -> list[Request]:
         with self._changed:
+            idle_from = time.monotonic()
             while not self._chunk and not self._ended:
-                self._changed.wait()
+                left = min(idle_from + self._idle_s, self._ends_at) - time.monotonic()
+                if left <= 0:
+                    break
+                self._changed.wait(min(left, threading.TIMEOUT_MAX))
+            if time.monotonic() >= self._ends_at:
+                raise NotReadyError("the stream lasted as long as one may; go on with another, at the next item")
+            if not self._chunk and not self._ended:
+                raise TimeoutError(f"nothing was sent for {self._idle_s:g} s; close a stream that has nothing to send")
             chunk, self._chunk, self._bytes = self._chunk, [], 0
             self._changed.notify_all()
             return chunk
@@ -98,7 +127,7 @@ def answer_stream(
     ----------
     reader : ChunkReader
     gate : Gate
-        Ends the stream at the next chunk once it drains.
+        Ends the stream at the next chunk once it drains, as does the end of its caller's token.
     parse : callable
         Request to checked arguments; what it raises becomes the status of that request.
     answer : callable
@@ -109,6 +138,7 @@ def answer_stream(
     try:
         for chunk in reader:
             gate.check()
+            current_principal().check()
             parsed = [_attempt(parse, request) for request in chunk]
             good = [outcome for outcome in parsed if not isinstance(outcome, status_pb2.Status)]
             answers = iter(_answer_chunk(answer, good))

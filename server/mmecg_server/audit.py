@@ -1,0 +1,91 @@
+"""What the audit trail is told of a call: who, which method, which subjects and studies, how it ended.
+
+Subjects and studies are read off the messages themselves, wherever one of them has a field for such an id, so that no
+service can forget to tell. Nothing else of a message is looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import Message
+
+MAX_TOUCHED = 1000
+"""Studies of one entry; a stream that touches more makes several."""
+
+Audit = Callable[["CallRecord"], None]
+"""Takes a record; what it says when it is given is what counts."""
+
+
+@dataclass(eq=False)
+class CallRecord:
+    """A call, as far as it has come.
+
+    Attributes
+    ----------
+    method, request_id : str
+    principal : str
+        Empty until it is known who calls.
+    outcome : str
+        Name of the status; "RUNNING" in the entries of a stream that goes on.
+    touched : dict of (subject id, study id) to None
+        In the order met; either id may be empty.
+    """
+
+    method: str
+    request_id: str
+    audit: Audit | None = None
+    principal: str = ""
+    outcome: str = "RUNNING"
+    touched: dict[tuple[str, str], None] = field(default_factory=dict)
+
+    def see(self, message: Message) -> None:
+        """Note whom and what a request or an answer is about."""
+        if self.audit is None:
+            return
+        self.touched.update(dict.fromkeys(touched_by(message)))
+        if len(self.touched) >= MAX_TOUCHED:
+            self.audit(self)
+            self.touched = {}
+
+    def end(self, outcome: str) -> None:
+        """Hand the call to the trail."""
+        self.outcome = outcome
+        if self.audit is not None:
+            self.audit(self)
+
+
+def touched_by(message: Message) -> Iterator[tuple[str, str]]:
+    """Yield subject and study of everything in a message that names one of them."""
+    subjects, studies, nested = _fields(message.DESCRIPTOR)
+    subject = next(filter(None, (getattr(message, name) for name in subjects)), "")
+    named = [study for name in studies if (study := getattr(message, name))]
+    if subject or named:
+        yield from ((subject, study) for study in named or [""])
+    for name, is_repeated in nested:
+        if is_repeated:
+            for one in getattr(message, name):
+                yield from touched_by(one)
+        elif message.HasField(name):
+            yield from touched_by(getattr(message, name))
+
+
+@lru_cache(None)
+def _fields(kind: Descriptor) -> tuple[list[str], list[str], list[tuple[str, bool]]]:
+    """Return the fields that hold a subject, a study, and messages in which one of these may be."""
+    texts = [each.name for each in kind.fields if each.type == FieldDescriptor.TYPE_STRING and not each.is_repeated]
+    nested: list[tuple[str, bool]] = [
+        (each.name, bool(each.is_repeated))
+        for each in kind.fields
+        if each.message_type and _names_any(each.message_type)
+    ]
+    subjects = [name for name in texts if name.endswith("subject_id")]
+    return subjects, [name for name in texts if name.endswith("study_id")], nested
+
+
+def _names_any(kind: Any) -> bool:
+    return not kind.GetOptions().map_entry and any(map(bool, _fields(kind)))
