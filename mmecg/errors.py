@@ -126,7 +126,18 @@ class NotReadyError(MmecgError):
 
 
 class OverloadedError(MmecgError):
-    """The service's queue is full; the same call may succeed after a pause."""
+    """The service's queue is full; the same call may succeed after a pause.
 
-    retry_after_s: float | None = None
-    """Pause in seconds that the server asks for, if it names one."""
+    Parameters
+    ----------
+    message : str
+    limit : str
+        Which limit was reached, in one word for the operator's metrics.
+    retry_after_s : float, optional
+        Pause that the server asks for, if it names one.
+    """
+
+    def __init__(self, message: str = "", *, limit: str = "", retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.limit = limit
+        self.retry_after_s = retry_after_s

@@ -111,6 +111,7 @@ class MicroBatcher(Generic[Item]):
             if self._items_waiting + len(items) > self._max_queue:
                 raise OverloadedError(
                     f"{self._items_waiting} items wait to be encoded and at most {self._max_queue} may; try later",
+                    limit="queue",
                 )
             self._waiting.append(ticket)
             self._items_waiting += len(items)

@@ -176,6 +176,65 @@ class AuthConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MetricsConfig:
+    """Metrics for Prometheus over HTTP; off unless a port is given.
+
+    Attributes
+    ----------
+    host : str
+        Address to bind. Anything but the loopback address needs ``allow_remote``.
+    port : int, optional
+        1 to 65535, or 0 for a free one, which the log names.
+    allow_remote : bool
+        Bind an address that others can reach, although whoever reaches it may read the metrics.
+    recall_probe_s : float
+        Pause between two probes of the index's recall; 0 for none.
+    """
+
+    host: str = "127.0.0.1"
+    port: int | None = None
+    allow_remote: bool = False
+    recall_probe_s: float = 300.0
+
+    def __post_init__(self) -> None:
+        require(
+            self.port is None or 0 <= self.port <= 65535, f"metrics.port is {self.port}, expected 0 to 65535, or none"
+        )
+        require(self.recall_probe_s >= 0, f"metrics.recall_probe_s is {self.recall_probe_s:g}, expected 0 or more")
+        require(
+            self.host in LOOPBACK_HOSTS or self.allow_remote,
+            f"metrics.host is {self.host}, which others can reach; bind 127.0.0.1, or set metrics.allow_remote = true "
+            "if everybody there may read the metrics",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TracingConfig:
+    """Traces for an OpenTelemetry collector; off unless an endpoint is given.
+
+    Attributes
+    ----------
+    endpoint : str, optional
+        Where traces go, as OTLP over gRPC: ``https://host:4317``, or ``http://`` without TLS.
+    ca : Path, optional
+        Certificate authority, PEM, that signed the collector's certificate; default those of the system.
+    sample_ratio : float
+        Share of the calls that are traced, unless the caller's ``traceparent`` has decided already.
+    """
+
+    endpoint: str | None = None
+    ca: Path | None = None
+    sample_ratio: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(
+            self.endpoint is None or (self.endpoint.startswith(("http://", "https://")) and "@" not in self.endpoint),
+            "tracing.endpoint is not an address, expected http://host:port or https://host:port",
+        )
+        require(0 <= self.sample_ratio <= 1, f"tracing.sample_ratio is {self.sample_ratio:g}, expected 0 to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServerConfig:
     """Configuration of ``python -m mmecg_server`` and ``mmecg serve``.
 
@@ -207,6 +266,10 @@ class ServerConfig:
         What the server accepts.
     tls : TlsConfig
         Transport security.
+    metrics : MetricsConfig
+        Metrics for Prometheus.
+    tracing : TracingConfig
+        Traces for an OpenTelemetry collector.
     auth : AuthConfig
         Who may call.
     """
@@ -223,6 +286,8 @@ class ServerConfig:
     drain_s: float = 20.0
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     tls: TlsConfig = field(default_factory=TlsConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    tracing: TracingConfig = field(default_factory=TracingConfig)
     auth: AuthConfig = field(default_factory=AuthConfig)
 
     def __post_init__(self) -> None:

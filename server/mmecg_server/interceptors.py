@@ -1,8 +1,8 @@
 """What surrounds every mmecg.v1 call: admission, deadline, errors to statuses, and one log line.
 
-The log line says which method, which code and how long, and nothing that came with the request. An internal error adds
-a line with its error id, the exception's type and the places in the code it came through, but not its text, which may
-quote what a caller sent.
+The log line says which request id, method and code, how long and how large, and nothing else of the request. An
+internal error adds a line with its error id, the exception's type and the places in the code it came through, but not
+its text, which may quote what a caller sent.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import grpc
@@ -26,7 +27,10 @@ from grpc_status import rpc_status
 from mmecg.errors import InvalidInputError, NotReadyError, OverloadedError, QueryError, ReportError
 from mmecg_server.call import Call, on_behalf_of
 from mmecg_server.config import LimitsConfig
+from mmecg_server.metrics import Metrics
 from mmecg_server.status import error_id_of, render_status
+from mmecg_server.telemetry import REQUEST_ID, Watch
+from mmecg_server.tracing import Tracing
 
 LOGGER = logging.getLogger("mmecg_server")
 
@@ -97,6 +101,10 @@ class Gate:
         if self._draining.is_set():
             raise NotReadyError("the server is shutting down; send the call to another server, or later")
 
+    def running(self) -> dict[str, int]:
+        """Return how many calls and streams are being served."""
+        return {what: self._limit[kind] - self._room[kind] for kind, what in ((False, "unary"), (True, "stream"))}
+
     @contextmanager
     def enter(self, *, streaming: bool) -> Iterator[None]:
         """Hold a place for the time of a call.
@@ -112,7 +120,9 @@ class Gate:
         with self._lock:
             if not self._room[streaming]:
                 what = "streams" if streaming else "calls"
-                raise OverloadedError(f"{self._limit[streaming]} {what} are being served, the most allowed; try again")
+                raise OverloadedError(
+                    f"{self._limit[streaming]} {what} are being served, the most allowed; try again", limit=what
+                )
             self._room[streaming] -= 1
         try:
             yield
@@ -128,11 +138,15 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]  # not 
     ----------
     gate : Gate
     limits : LimitsConfig
+    metrics : Metrics
+    tracing : Tracing, optional
     """
 
-    def __init__(self, gate: Gate, limits: LimitsConfig) -> None:
+    def __init__(self, gate: Gate, limits: LimitsConfig, metrics: Metrics, tracing: Tracing | None = None) -> None:
         self._gate = gate
         self._limits = limits
+        self._metrics = metrics
+        self._tracing = tracing
 
     def intercept_service(
         self,
@@ -148,17 +162,20 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]  # not 
         if serve_stream := handler.stream_stream:
 
             def stream(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Message]:
-                with self._call(method, context, streaming=True):
-                    yield from serve_stream(map(_checked, requests), context)
+                with self._call(method, context, streaming=True) as watch:
+                    for answer in serve_stream(map(partial(_checked, watch=watch), requests), context):
+                        watch.count_answer(answer.ByteSize())
+                        yield answer
 
             return grpc.stream_stream_rpc_method_handler(stream, decode, handler.response_serializer)
         serve_unary = handler.unary_unary
         assert serve_unary is not None  # noqa: S101  (mmecg.v1 has no other kind of method)
 
         def unary(request: Any, context: grpc.ServicerContext) -> Message | None:
-            with self._call(method, context, request=request):
-                response: Message = serve_unary(_checked(request), context)
+            with self._call(method, context, request=request) as watch:
+                response: Message = serve_unary(_checked(request, watch), context)
                 self._check_size(response)
+                watch.count_answer(response.ByteSize())
                 return response
             return None
 
@@ -167,24 +184,33 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]  # not 
     @contextmanager
     def _call(
         self, method: str, context: grpc.ServicerContext, *, streaming: bool = False, request: Any = None
-    ) -> Iterator[None]:
-        started, status = time.monotonic(), None
+    ) -> Iterator[Watch]:
+        watch = Watch(self._metrics, self._tracing, method, context, streaming=streaming)
+        answer_metadata = ((REQUEST_ID, watch.request_id),)
+        context.set_trailing_metadata(answer_metadata)
+        status, failure = None, None
         try:
-            with self._gate.enter(streaming=streaming), on_behalf_of(self._deadline(context, streaming=streaming)):
-                yield
+            call = Call(
+                self._deadline(context, streaming=streaming), context.is_active, watch.request_id, watch.observe
+            )
+            with self._gate.enter(streaming=streaming), on_behalf_of(call):
+                yield watch
         except Exception as error:
+            failure = error
             status = report(error, request if isinstance(request, Message) else None)
         finally:
-            code = "OK" if status is None else grpc_code(status.code).name
-            log("call", method=method, code=code, duration_ms=round(1000 * (time.monotonic() - started), 2))
+            code = grpc.StatusCode.OK if status is None else grpc_code(status.code)
+            log("call", method=method, **watch.end(code, failure))
         if status is not None:
-            context.abort_with_status(rpc_status.to_status(status))
+            refused: Any = rpc_status.to_status(status)
+            metadata = (*refused.trailing_metadata, *answer_metadata)
+            context.abort_with_status(refused._replace(trailing_metadata=metadata))
 
-    def _deadline(self, context: grpc.ServicerContext, *, streaming: bool) -> Call:
+    def _deadline(self, context: grpc.ServicerContext, *, streaming: bool) -> float:
         """Return the caller's deadline; a unary call gets at most the default, a stream may last as it likes."""
         remaining = context.time_remaining()
         limit = float("inf") if streaming else self._limits.default_deadline_s
-        return Call(time.monotonic() + min(limit, limit if remaining is None else remaining), context.is_active)
+        return time.monotonic() + min(limit, limit if remaining is None else remaining)
 
     def _check_size(self, response: Message) -> None:
         if response.ByteSize() > self._limits.max_message_bytes:
@@ -215,7 +241,8 @@ def _tolerant(deserialize: Callable[[bytes], Message]) -> Callable[[bytes], Mess
     return decode
 
 
-def _checked(request: Message | InvalidInputError) -> Message:
+def _checked(request: Message | InvalidInputError, watch: Watch) -> Message:
     if isinstance(request, InvalidInputError):
         raise request
+    watch.count_request(request.ByteSize())
     return request

@@ -86,7 +86,9 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
     def _turn(self) -> Iterator[None]:
         """Explain one at a time: it takes seconds, and predictions must not wait for many of them at once."""
         if not self._room.acquire(blocking=False):
-            raise OverloadedError(f"{MAX_EXPLANATIONS} explanations run or wait, the most allowed; try again later")
+            raise OverloadedError(
+                f"{MAX_EXPLANATIONS} explanations run or wait, the most allowed; try again later", limit="explanations"
+            )
         call = current_call()
         left = min(max(call.deadline - time.monotonic(), 0.0), threading.TIMEOUT_MAX)
         held = self._explaining.acquire(timeout=left)

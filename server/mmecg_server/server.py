@@ -15,12 +15,15 @@ from mmecg.errors import ConfigError
 from mmecg.labels.report_miner import ReportMiner
 from mmecg.retriever import Retriever
 from mmecg_server.batching import BatchingEncoder
+from mmecg_server.call import staged
 from mmecg_server.config import ServerConfig
 from mmecg_server.corpus_service import add_corpus_service
 from mmecg_server.interceptors import CallInterceptor, Gate, log
 from mmecg_server.label_service import add_label_mining_service
+from mmecg_server.metrics import Metrics, MetricsEndpoint
 from mmecg_server.prediction_service import add_prediction_service
 from mmecg_server.service import PREDICTION, SERVICES, Backend, add_services
+from mmecg_server.tracing import Tracing, open_tracing
 
 if TYPE_CHECKING:
     from mmecg.prediction.predictor import Predictor
@@ -37,24 +40,37 @@ class Server:
     Parameters
     ----------
     config : ServerConfig
+    tracing : Tracing, optional
+        Instead of what the configuration says.
+
+    Attributes
+    ----------
+    port : int
+        Where calls are answered.
+    metrics : Metrics
+    metrics_port : int or None
+        Where the metrics are served.
 
     Raises
     ------
     ConfigError
-        The address cannot be bound, or a TLS file cannot be read.
+        An address cannot be bound, a TLS file cannot be read, or traces are asked for without the extra.
     """
 
-    def __init__(self, config: ServerConfig) -> None:
+    def __init__(self, config: ServerConfig, *, tracing: Tracing | None = None) -> None:
         limits = config.limits
         self._config = config
         self._gate = Gate(limits)
+        self.metrics = Metrics()
+        self.metrics.watch_calls(self._gate.running)
+        self._tracing = tracing or open_tracing(config.tracing)
         self._backend = Backend(self._gate, limits)
         self._encoder: BatchingEncoder | None = None
         self._stopped = False
         threads = limits.max_in_flight + limits.max_streams + SPARE_THREADS
         self._server = grpc.server(
             ThreadPoolExecutor(threads, thread_name_prefix="call"),
-            interceptors=[CallInterceptor(self._gate, limits)],
+            interceptors=[CallInterceptor(self._gate, limits, self.metrics, self._tracing)],
             options=[
                 ("grpc.max_receive_message_length", limits.max_message_bytes),
                 ("grpc.max_send_message_length", limits.max_message_bytes),
@@ -76,6 +92,8 @@ class Server:
             reflection.enable_server_reflection(names, self._server)
         self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         self.port = self._bind()
+        self._endpoint = None if config.metrics.port is None else MetricsEndpoint(config.metrics, self.metrics)
+        self.metrics_port = None if self._endpoint is None else self._endpoint.port
         self._server.start()
 
     def serve(self, retriever: Retriever, miner: ReportMiner | None = None, predictor: Predictor | None = None) -> None:
@@ -91,10 +109,17 @@ class Server:
             Around the bare encoder and the same corpus. Without one, nothing is predicted.
         """
         limits = self._config.limits
-        self._encoder = BatchingEncoder(retriever.encoder, max_batch=limits.max_batch, max_queue=limits.max_queue)
+        self._encoder = BatchingEncoder(
+            retriever.encoder,
+            max_batch=limits.max_batch,
+            max_queue=limits.max_queue,
+            on_batch=self.metrics.observe_batch,
+        )
+        self.metrics.watch_queues(self._encoder.waiting)
+        self.metrics.watch_corpus(retriever.corpus)
         if predictor is not None:
             self._backend.predictor = predictor.sharing(self._encoder.ecg_features)
-        self._backend.retriever = Retriever(self._encoder, retriever.corpus)
+        self._backend.retriever = Retriever(self._encoder, staged(retriever.corpus))
         if miner is not None:
             self._backend.miner = miner
         self._set_health(health_pb2.HealthCheckResponse.SERVING)
@@ -111,6 +136,10 @@ class Server:
         self._server.stop(self._config.drain_s).wait()
         if self._encoder is not None:
             self._encoder.close()
+        if self._endpoint is not None:
+            self._endpoint.close()
+        if self._tracing is not None:
+            self._tracing.close()
         log("stopped")
 
     def __enter__(self) -> Server:
