@@ -90,7 +90,7 @@ def write_studies(studies: Iterable[Study], path: str | Path) -> int:
 
     def frames(*_: Any) -> Iterator[pl.DataFrame]:
         nonlocal written
-        rows = map(_row_of_study, studies)
+        rows = map(row_of_study, studies)
         while batch := list(islice(rows, BATCH_STUDIES)):
             written += len(batch)
             yield pl.DataFrame(batch, schema=SCHEMA, orient="row")
@@ -120,7 +120,7 @@ def read_studies(path: str | Path, *, with_signal: bool = True) -> Iterator[Stud
     InvalidInputError
         A study is not valid (a vital sign outside its range, an amplitude that cannot be millivolt, …).
     """
-    yield from map(_study_of_row, _rows(path, with_signal=with_signal))
+    yield from map(study_of_row, _rows(path, with_signal=with_signal))
 
 
 class ParquetStudies:
@@ -149,7 +149,7 @@ class ParquetStudies:
         self._read, self._failures = 0, []
         for position, row in enumerate(_rows(self._path), 1):
             try:
-                study = _study_of_row(row)
+                study = study_of_row(row)
             except MmecgError as error:
                 self._failures.append((row["study_id"] or f"row {position}", str(error)))
             else:
@@ -255,7 +255,8 @@ def _counts_per_mv(lead: NDArray[np.float32]) -> float:
     return _INT16_MAX / largest
 
 
-def _row_of_study(study: Study) -> dict[str, Any]:
+def row_of_study(study: Study) -> dict[str, Any]:
+    """Return a study as a row of :data:`SCHEMA`."""
     row: dict[str, Any] = dict.fromkeys(SCHEMA)
     row |= {name: getattr(study, name) for name in ("study_id", "subject_id", "acquired_at", "site", "device")}
     row |= {field.name: getattr(study.vitals, field.name) for field in fields(Vitals)}
@@ -277,7 +278,8 @@ def _row_of_study(study: Study) -> dict[str, Any]:
     return row
 
 
-def _study_of_row(row: Mapping[str, Any]) -> Study:
+def study_of_row(row: Mapping[str, Any]) -> Study:
+    """Return the study in a row of :data:`SCHEMA`; for what is raised, see :func:`read_studies`."""
     report = None
     if row["report_raw"] is not None or row["report_text"] is not None:
         raw = row["report_raw"] if row["report_raw"] is not None else row["report_text"]
