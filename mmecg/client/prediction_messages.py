@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from math import isnan
@@ -12,6 +12,7 @@ import numpy as np
 from google.protobuf.message import Message
 from mmecg_pb.v1 import prediction_service_pb2 as pb
 
+from mmecg.client.comparison_messages import name_of, number_of, parse_comparison, render_comparison
 from mmecg.client.messages import (
     check_known,
     parse_ecg,
@@ -23,6 +24,7 @@ from mmecg.client.messages import (
     render_time,
     render_vitals,
 )
+from mmecg.client.note_messages import parse_effects, parse_notes, render_effects, render_notes
 from mmecg.ecg import LEADS, Ecg
 from mmecg.errors import InvalidInputError, QueryError
 from mmecg.prediction.query import PredictionQuery
@@ -69,6 +71,7 @@ _CHANGES: dict[int, Literal["new", "gone", "persists"]] = {
     pb.CHANGE_KIND_PERSISTS: "persists",
 }
 _OPTIONS = ("level", "abstain_share", "use_history", "use_cohort", "cohort_before_as_of", "max_history")
+_MEASURED = ("value", "low", "high")
 _NUMBERS = ("probability", "low", "high", "single", "spread")
 
 
@@ -79,6 +82,7 @@ def render_predict_request(
     as_of: datetime | None = None,
     extra_history: Sequence[Study] = (),
     vitals: Vitals | None = None,
+    note: str = "",
     options: PredictionOptions | None = None,
 ) -> pb.PredictRequest:
     """Render what is asked of a predictor.
@@ -87,7 +91,7 @@ def render_predict_request(
     ----------
     source : Study, Ecg or str
         A string is the id of a study of the corpus.
-    subject_id, as_of, extra_history, vitals, options
+    subject_id, as_of, extra_history, vitals, note, options
         See :class:`~mmecg.prediction.query.PredictionQuery`.
 
     Raises
@@ -100,6 +104,7 @@ def render_predict_request(
         as_of=render_time(as_of),
         extra_history=map(render_study, extra_history),
         vitals=None if vitals is None else render_vitals(vitals),
+        note=note,
         options=None if options is None else render_options(options),
     )
     if isinstance(source, str):
@@ -119,6 +124,7 @@ def render_prediction_query(query: PredictionQuery) -> pb.PredictRequest:
         as_of=query.as_of,
         extra_history=query.extra_history,
         vitals=query.vitals,
+        note=query.note,
         options=query.options,
     )
 
@@ -152,6 +158,7 @@ def parse_prediction_query(message: pb.PredictRequest, find: Callable[[str], Stu
         as_of=parse_time(message, "as_of"),
         extra_history=tuple(map(parse_study, message.extra_history)),
         vitals=parse_vitals(message.vitals) if message.HasField("vitals") else None,
+        note=message.note,
         options=parse_options(message.options),
     )
 
@@ -196,16 +203,16 @@ def render_prediction(prediction: Prediction) -> pb.PredictResponse:
             pb.NeighbourEvidence(study_id=one.study_id, score=one.score, weight=one.weight, labels=one.labels)
             for one in prediction.neighbours
         ],
-        measurements=[
-            pb.Measurement(name=one.name, value=one.value, low=one.low, high=one.high)
-            for one in prediction.measurements
-        ],
+        measurements=map(_render_measurement, prediction.measurements),
+        comparison=None if prediction.comparison is None else render_comparison(prediction.comparison),
         uncertainty=pb.Uncertainty(**asdict(prediction.uncertainty)),
         abstained=prediction.abstained,
         abstain_reasons=prediction.abstain_reasons,
         flags=prediction.flags,
         history_found=prediction.history_found,
         history_used=prediction.history_used,
+        history_refused=prediction.history_refused,
+        notes=None if prediction.notes is None else render_notes(prediction.notes),
         as_of=render_time(prediction.as_of),
         level=prediction.level,
         fingerprint=prediction.fingerprint,
@@ -229,19 +236,30 @@ def parse_prediction(message: pb.PredictResponse) -> Prediction:
             NeighbourEvidence(study_id=one.study_id, score=one.score, weight=one.weight, labels=tuple(one.labels))
             for one in message.neighbours
         ),
-        measurements=tuple(
-            Measurement(name=one.name, value=one.value, low=one.low, high=one.high) for one in message.measurements
-        ),
+        measurements=tuple(map(_parse_measurement, message.measurements)),
+        comparison=parse_comparison(message.comparison) if message.HasField("comparison") else None,
         uncertainty=Uncertainty(**{field.name: getattr(sure, field.name) for field in sure.DESCRIPTOR.fields}),
         abstained=message.abstained,
         abstain_reasons=tuple(message.abstain_reasons),
         flags=tuple(message.flags),
         history_found=message.history_found,
         history_used=message.history_used,
+        history_refused=message.history_refused,
+        notes=parse_notes(message.notes) if message.HasField("notes") else None,
         as_of=parse_time(message, "as_of"),
         level=message.level,
         fingerprint=message.fingerprint,
     )
+
+
+def _render_measurement(one: Measurement) -> pb.Measurement:
+    numbers = {name: value for name in _MEASURED if not isnan(value := getattr(one, name))}
+    return pb.Measurement(name=one.name, lead=one.lead, reason=one.reason, **numbers)
+
+
+def _parse_measurement(message: pb.Measurement) -> Measurement:
+    numbers = {name: _number(message, name) for name in _MEASURED}
+    return Measurement(name=message.name, lead=message.lead, reason=message.reason, **numbers)
 
 
 def render_method(method: str) -> pb.ExplanationMethod.ValueType:
@@ -250,12 +268,12 @@ def render_method(method: str) -> pb.ExplanationMethod.ValueType:
         raise QueryError(
             f"method is {str(method)[:30]!r}, expected one of {', '.join(_METHODS.values())}", field="method"
         )
-    return cast("pb.ExplanationMethod.ValueType", _number_of(_METHODS, method))
+    return cast("pb.ExplanationMethod.ValueType", number_of(_METHODS, method))
 
 
 def parse_method(number: int) -> Method:
     """Read how to explain; unspecified means by integrated gradients. Raises ``QueryError`` for an unknown number."""
-    return _name_of(_METHODS, number or pb.EXPLANATION_METHOD_INTEGRATED_GRADIENTS, "method")
+    return name_of(_METHODS, number or pb.EXPLANATION_METHOD_INTEGRATED_GRADIENTS, "method")
 
 
 def render_saliency(saliency: Saliency, fingerprint: str) -> pb.ExplainPredictionResponse:
@@ -313,7 +331,7 @@ def _render_label(one: LabelPrediction) -> pb.LabelPrediction:
     return pb.LabelPrediction(
         label=one.label,
         conformal_set=one.conformal_set,
-        decision=_number_of(_DECISIONS, one.decision),
+        decision=number_of(_DECISIONS, one.decision),
         reason=one.reason,
         **numbers,
     )
@@ -323,7 +341,7 @@ def _parse_label(message: pb.LabelPrediction) -> LabelPrediction:
     return LabelPrediction(
         label=message.label,
         conformal_set=tuple(message.conformal_set),
-        decision=_name_of(_DECISIONS, message.decision, "decision"),
+        decision=name_of(_DECISIONS, message.decision, "decision"),
         reason=message.reason,
         **{name: _number(message, name) for name in _NUMBERS},
     )
@@ -332,10 +350,10 @@ def _parse_label(message: pb.LabelPrediction) -> LabelPrediction:
 def _render_change(one: LabelChange) -> pb.LabelChange:
     return pb.LabelChange(
         label=one.label,
-        change=_number_of(_CHANGES, one.change),
+        change=number_of(_CHANGES, one.change),
         prior_study_id=one.prior_study_id,
         days_before=one.days_before,
-        source=_number_of(_SOURCES, one.source),
+        source=number_of(_SOURCES, one.source),
         probability=one.probability,
         serial=one.serial,
     )
@@ -344,10 +362,10 @@ def _render_change(one: LabelChange) -> pb.LabelChange:
 def _parse_change(message: pb.LabelChange) -> LabelChange:
     return LabelChange(
         label=message.label,
-        change=_name_of(_CHANGES, message.change, "change"),
+        change=name_of(_CHANGES, message.change, "change"),
         prior_study_id=message.prior_study_id,
         days_before=message.days_before,
-        source=_name_of(_SOURCES, message.source, "source"),
+        source=name_of(_SOURCES, message.source, "source"),
         probability=message.probability,
         serial=tuple(message.serial),
     )
@@ -357,10 +375,10 @@ def _render_prior(one: PriorEvidence) -> pb.PriorEvidence:
     return pb.PriorEvidence(
         study_id=one.study_id,
         days_before=one.days_before,
-        source=_number_of(_SOURCES, one.source),
+        source=number_of(_SOURCES, one.source),
         similarity=None if isnan(one.similarity) else one.similarity,
         weight=one.weight,
-        effects=[pb.LabelEffect(label=label, log_odds=value) for label, value in one.effects.items()],
+        effects=render_effects(one.effects),
     )
 
 
@@ -368,23 +386,13 @@ def _parse_prior(message: pb.PriorEvidence) -> PriorEvidence:
     return PriorEvidence(
         study_id=message.study_id,
         days_before=message.days_before,
-        source=_name_of(_SOURCES, message.source, "source"),
+        source=name_of(_SOURCES, message.source, "source"),
         similarity=_number(message, "similarity"),
         weight=message.weight,
-        effects={effect.label: effect.log_odds for effect in message.effects},
+        effects=parse_effects(message.effects),
     )
 
 
 def _number(message: Message, name: str) -> float:
     """Return a number; NaN if it is not set."""
     return float(getattr(message, name)) if message.HasField(name) else float("nan")
-
-
-def _number_of(names: Mapping[int, Name], name: str) -> Any:
-    return next(number for number, known in names.items() if known == name)
-
-
-def _name_of(names: Mapping[int, Name], number: int, field: str) -> Name:
-    if number not in names:
-        raise InvalidInputError(f"{field} is {number}, which this version does not know; update mmecg", field=field)
-    return names[number]

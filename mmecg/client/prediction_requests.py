@@ -37,6 +37,7 @@ class PredictArguments(SourceArguments, total=False):
     as_of: datetime | None
     extra_history: Sequence[Study]
     vitals: Vitals | None
+    note: str
     options: PredictionOptions | None
 
 
@@ -67,6 +68,7 @@ def predict_request(source: Source | None, arguments: PredictArguments) -> pb.Pr
         as_of=arguments.get("as_of"),
         extra_history=arguments.get("extra_history", ()),
         vitals=arguments.get("vitals"),
+        note=arguments.get("note", ""),
         options=arguments.get("options"),
     )
 

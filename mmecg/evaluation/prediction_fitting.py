@@ -23,23 +23,31 @@ from numpy.typing import NDArray
 
 from mmecg.datasets.splits import subject_groups
 from mmecg.errors import InvalidInputError
-from mmecg.evaluation.history_fitting import HistoryPart, HistoryRecipe, fit_cohort, fit_history, fit_vitals
+from mmecg.evaluation.age_fitting import QUANTILES, ages, fit_age
+from mmecg.evaluation.history_fitting import (
+    HistoryPart,
+    HistoryRecipe,
+    fit_cohort,
+    fit_history,
+    fit_superclass,
+    fit_vitals,
+)
 from mmecg.evaluation.prediction_data import PredictionData, history_of, priors_of
 from mmecg.evaluation.probe import Probe, fit_probe
+from mmecg.labels.logistic import logit
 from mmecg.neighbours import knn_scores
 from mmecg.prediction.calibration import LogitMap, fit_logit_map, fit_venn_abers, probability_of
 from mmecg.prediction.cohort import CohortHead
 from mmecg.prediction.conformal import fit_conformal
-from mmecg.prediction.heads import AgeHead, Confidence, PredictionHeads, RouteConfidence
+from mmecg.prediction.heads import Confidence, PredictionHeads, RouteConfidence
 from mmecg.prediction.history import HistoryHead, HistoryTokens, build_tokens, last_known
 from mmecg.prediction.novelty import NoveltyDetector
 from mmecg.prediction.single import EmbeddingHead, SingleHead
+from mmecg.prediction.superclass import SuperclassHead
 from mmecg.prediction.vitals_head import VitalsHead
 
 MEMBERS = 8
 GROUPS = 5
-AGE_PENALTY = 1e-2
-QUANTILES = np.linspace(0, 1, 1001)
 
 
 @dataclass(frozen=True)
@@ -159,35 +167,6 @@ def fit_embedding(data: PredictionData) -> EmbeddingHead:
     return EmbeddingHead(*_unscaled(fit_probe(data.embedding, data.gold, data.subject_ids)))
 
 
-def ages(data: PredictionData) -> NDArray[np.float64]:
-    """Return ages, NaN where unknown or only known to be above 89: float64, shape (n,), years."""
-    age = data.table["age_years"].cast(float).to_numpy().astype(np.float64)
-    return np.where(data.table["age_note"].is_null().to_numpy(), age, np.nan)
-
-
-def fit_age(data: PredictionData, errors: NDArray[np.float64] | None = None) -> AgeHead:
-    """Fit age by ridge regression on standardised features.
-
-    Parameters
-    ----------
-    data : PredictionData
-    errors : float64, shape (m,), years, optional
-        Absolute errors of honest predictions, NaN ignored; default none, with an interval of no width.
-    """
-    age = ages(data)
-    known = np.isfinite(age)
-    features, age = data.features[known].astype(np.float64), age[known]
-    mean, scale = features.mean(axis=0), features.std(axis=0) + 1e-6
-    inputs = (features - mean) / scale
-    middle = age.mean()
-    gram = inputs.T @ inputs / len(inputs) + AGE_PENALTY * np.eye(inputs.shape[1])
-    weight = np.linalg.solve(gram, inputs.T @ (age - middle) / len(inputs)) / scale
-    honest = np.zeros(1) if errors is None else errors[np.isfinite(errors)]
-    level = np.minimum(QUANTILES * (len(honest) + 1) / len(honest), 1)
-    residuals = np.quantile(honest, level, method="higher").astype(np.float32)
-    return AgeHead(weight.astype(np.float32), float(middle - mean @ weight), residuals)
-
-
 @dataclass(frozen=True)
 class Evidence:
     """The heads that say how much a score, a vote and a history are worth.
@@ -198,25 +177,25 @@ class Evidence:
     vitals : VitalsHead
     cohort : CohortHead
     history : HistoryHead
+    superclass : SuperclassHead
     """
 
     calibration: LogitMap
     vitals: VitalsHead
     cohort: CohortHead
     history: HistoryHead
+    superclass: SuperclassHead
 
     def apply(self, honest: HonestScores, rows: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return log-odds with history, without and with the vote: each float64, shape (rows, labels)."""
         alone = self.vitals.apply(self.calibration.apply(honest.logits[rows]), honest.data.vitals[rows])
         joined = self.cohort.apply(alone, honest.votes[rows])
-        for logits in (alone, joined):
-            for part, tokens in _tokens(honest, rows, rows, logits):
-                logits[part] = self.history.apply(logits[part], tokens).logits
-        return alone, joined
+        alone, joined = (_add_histories(honest, rows, logits, self.history) for logits in (alone, joined))
+        return self.superclass.apply(alone), self.superclass.apply(joined)
 
 
 def fit_evidence(honest: HonestScores, rows: NDArray[np.int64], recipe: HistoryRecipe | None = None) -> Evidence:
-    """Fit calibration, vitals, vote and history on some of the honest records, as if there were no others.
+    """Fit them on some of the honest records, as if there were no others.
 
     The history head sees each record with a history several times: with the vote, without, with the earlier labels
     alone, with the earlier embeddings alone; and, so that there is more to learn from, records with the patient's
@@ -235,6 +214,8 @@ def fit_evidence(honest: HonestScores, rows: NDArray[np.int64], recipe: HistoryR
     calibration = fit_logit_map(honest.logits, gold)
     alone = calibration.apply(honest.logits)
     vitals = fit_vitals(alone, honest.data.vitals, gold)
+    rates = np.broadcast_to(logit(prevalence(honest.data)), gold.shape)
+    vitals = replace(vitals, alone=fit_vitals(rates, honest.data.vitals, gold).weight)
     alone = vitals.apply(alone, honest.data.vitals)
     cohort = fit_cohort(alone, honest.votes, gold)
     joined = cohort.apply(alone, honest.votes)
@@ -253,7 +234,19 @@ def fit_evidence(honest: HonestScores, rows: NDArray[np.int64], recipe: HistoryR
     for source, who, whose, scores, knobs in variants:
         for at, tokens in _tokens(source, who, whose, scores[who], **knobs):
             parts.append(HistoryPart(tokens, scores[who[at]], gold[who[at]], who is whose))
-    return Evidence(calibration, vitals, cohort, fit_history(parts, recipe))
+    history = fit_history(parts, recipe)
+    routes = [_add_histories(honest, np.arange(len(gold)), logits, history) for logits in (alone, joined)]
+    superclass = fit_superclass(np.concatenate(routes), np.concatenate([gold, gold]), honest.data.labels)
+    return Evidence(calibration, vitals, cohort, history, superclass)
+
+
+def _add_histories(
+    honest: HonestScores, rows: NDArray[np.int64], logits: NDArray[np.float64], head: HistoryHead
+) -> NDArray[np.float64]:
+    found = logits.copy()
+    for part, tokens in _tokens(honest, rows, rows, found):
+        found[part] = head.apply(logits[part], tokens).logits
+    return found
 
 
 def with_history(honest: HonestScores) -> NDArray[np.int64]:
@@ -373,6 +366,7 @@ def fit_heads(
         confidence=fit_confidence(honest, recipe=recipe),
         novelty=novelty,
         age=fit_age(data, honest.age_error),
+        superclass=evidence.superclass,
     )
 
 

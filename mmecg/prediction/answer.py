@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from mmecg.prediction.asked import AskedLabel
 from mmecg.prediction.calibration import probability_of, shift_prevalence
 from mmecg.prediction.history import HistoryEffect, Prior
 from mmecg.prediction.result import Decision, LabelPrediction, NeighbourEvidence, PriorEvidence
+from mmecg.prediction.superclass import SuperclassHead
 from mmecg.prediction.vote import Vote
 from mmecg.quality import QualityFinding
 
@@ -44,8 +46,12 @@ class Scores:
         Venn-Abers interval of ``joined``.
     sets : bool, shape (labels, 2)
         Whether the conformal set holds absent, and present.
+    absent_of : mapping of int to bool, shape (labels,)
+        Whether the set holds absent at the level that so many labels need for a promise together (:func:`join_level`).
     trained, site : floating
         Prevalence in calibration and at the caller's site (NaN: the same).
+    superclass : SuperclassHead, optional
+        Keeps superclasses at least as likely as their statements where a prevalence shifts them.
     """
 
     alone: NDArray[np.float64]
@@ -56,12 +62,26 @@ class Scores:
     sets: NDArray[np.bool_]
     trained: NDArray[np.floating]
     site: NDArray[np.float64]
+    absent_of: Mapping[int, NDArray[np.bool_]] = field(default_factory=dict)
+    superclass: SuperclassHead | None = None
+
+
+def join_level(level: float, count: int) -> float:
+    """Return the level that each of several labels needs for a promise of all of them: Bonferroni's, at most 0.99."""
+    return min(max(level, 0.99), 1 - (1 - level) / count)
 
 
 def predict_labels(
     asked: Sequence[AskedLabel], scores: Scores, missing: Mapping[int, str], *, has_ecg: bool
 ) -> tuple[tuple[LabelPrediction, ...], tuple[int, ...]]:
     """Return the prediction of each label, and the column that answered it (the likeliest of several).
+
+    A label of several heads is there if any of them is, taken as independent: on fold 8, mean of 13 findings with 10
+    positives, that had a log loss of 0.108 and a calibration error of 0.009, the likeliest alone 0.111 and 0.013, the
+    sum 0.120 and 0.010. Its interval reaches from the highest lower end to the upper ends joined likewise. Its set has
+    *present* if one of the heads' does, and *absent* if all do, at the level that they need together: of the same
+    findings 95 % of the present and 93 % of the absent ones were covered at 90 % (by the set of the likeliest head 91
+    and 83 %). What the recording does not support of it may be there, so that *absent* alone is not concluded.
 
     A prevalence at the caller's site shifts probabilities and intervals; the conformal sets, which hold for each class
     by itself, stay.
@@ -76,7 +96,10 @@ def predict_labels(
     """
     every = [scores.alone, scores.joined, _logit(scores.low), _logit(scores.high)]
     # Plain numbers from here on: a NumPy scalar at a time would cost more than all heads together.
-    alone, joined, low, high = probability_of(shift_prevalence(np.stack(every), scores.trained, scores.site)).tolist()
+    shifted = shift_prevalence(np.stack(every), scores.trained, scores.site)
+    if scores.superclass is not None:
+        shifted = scores.superclass.at_least(shifted)
+    alone, joined, low, high = probability_of(shifted).tolist()
     sets, spread = scores.sets.tolist(), scores.spread.tolist()
     predicted, columns = [], []
     for one in asked:
@@ -86,15 +109,20 @@ def predict_labels(
         if not usable:
             predicted.append(_unsupported(one.label, missing[column]))
             continue
-        held = tuple(value for value in (True, False) if sets[column][value])
-        decision, reason = decide(joined[column], held) if has_ecg else ("undecided", _NO_ECG)
+        probability = _any_of(joined, usable)
+        present = len(usable) < len(one.columns) or any(sets[at][True] for at in usable)
+        absent = all(sets[at][False] for at in usable)
+        if len(usable) > 1:
+            absent = bool(scores.absent_of[len(usable)][usable].all())
+        held = tuple(value for value, there in ((True, present), (False, absent)) if there)
+        decision, reason = decide(probability, held) if has_ecg else ("undecided", _NO_ECG)
         predicted.append(
             LabelPrediction(
                 label=one.label,
-                probability=joined[column],
-                low=min(low[column], joined[column]),
-                high=max(high[column], joined[column]),
-                single=alone[column],
+                probability=probability,
+                low=min(max(low[at] for at in usable), probability),
+                high=max(_any_of(high, usable), probability),
+                single=_any_of(alone, usable),
                 spread=spread[column],
                 conformal_set=held,
                 decision=decision,
@@ -102,6 +130,13 @@ def predict_labels(
             )
         )
     return tuple(predicted), tuple(columns)
+
+
+def _any_of(probabilities: Sequence[float], columns: Sequence[int]) -> float:
+    """Return the probability that any of several labels is there, taken as independent."""
+    if len(columns) == 1:
+        return probabilities[columns[0]]
+    return 1 - prod(1 - probabilities[at] for at in columns)
 
 
 def decide(probability: float, held: tuple[bool, ...]) -> tuple[Decision, str]:
@@ -125,6 +160,7 @@ def prior_evidence(
     priors: Sequence[Prior],
     history: HistoryEffect,
     embedding: NDArray[np.float32],
+    missing: Container[int] = (),
 ) -> tuple[PriorEvidence, ...]:
     """Return the earlier studies as evidence, latest first.
 
@@ -138,12 +174,15 @@ def prior_evidence(
         Of this study alone.
     embedding : float32, shape (dim,)
         Of the study that is predicted; NaN without an ECG.
+    missing : container of int
+        Columns that the recording does not support: what moved them is not told.
     """
     found = []
     names, answered = [one.label for one in asked], list(columns)
     weights, effects = history.share[0][:, answered].mean(axis=1), history.effect[0][:, answered]
     logits = history.logits[0, answered]
     moved = np.abs(probability_of(logits) - probability_of(logits - effects))
+    moved[:, [column in missing for column in answered]] = 0.0
     strongest = np.argsort(-moved, axis=1, kind="stable")[:, :MOST_MOVED]
     for place, prior in enumerate(priors):
         found.append(
@@ -191,8 +230,12 @@ def rank_among(value: float, quantiles: NDArray[np.float32]) -> float:
 
 def is_poor(ecg: Ecg, quality: Sequence[QualityFinding]) -> bool:
     """Return whether more than half of the recorded leads are flat, saturated or noisy (:mod:`mmecg.quality`)."""
-    bad = {lead for finding in quality if finding.kind in _POOR for lead in finding.leads}
-    return len(bad) > NOT_POOR * len(ecg.leads)
+    return len(poor_leads(quality)) > NOT_POOR * len(ecg.leads)
+
+
+def poor_leads(quality: Sequence[QualityFinding]) -> frozenset[str]:
+    """Return the leads that are flat, saturated or noisy."""
+    return frozenset(lead for finding in quality if finding.kind in _POOR for lead in finding.leads)
 
 
 def is_calibrated_for(ecg: Ecg) -> bool:

@@ -40,6 +40,8 @@ class Earlier:
     flags : tuple of str
     added : frozenset of str
         Ids of those studies that came from the caller.
+    refused : int
+        Studies of the caller that were left out: undated, or not earlier.
     """
 
     studies: tuple[Study, ...] = ()
@@ -47,6 +49,7 @@ class Earlier:
     found: int = 0
     flags: tuple[str, ...] = ()
     added: frozenset[str] = frozenset()
+    refused: int = 0
 
     @property
     def ecgs(self) -> tuple[Ecg, ...]:
@@ -94,27 +97,36 @@ def find_earlier(query: PredictionQuery, corpus: CorpusStore | None) -> Earlier:
         return Earlier()
     if subject is None:
         return Earlier(flags=("no_subject",))
-    if moment is None:
-        return Earlier()
     added = {study.study_id: study for study in query.extra_history if study.study_id != query.study_id}
-    extra = History.build(added.values(), subject_id=subject, as_of=moment).studies[-limit:]
+    if moment is None:
+        return Earlier(refused=len(added))
+    usable = History.build(added.values(), subject_id=subject, as_of=moment).studies
+    refused, why = len(added) - len(usable), _refusals(added.values(), usable)
     exclude = {*added, *([query.study_id] if query.study_id else ())}
     stored, found, flags = _stored(corpus, subject, moment, limit, exclude)
-    found += len(History.build(added.values(), subject_id=subject, as_of=moment).studies)
-    chosen = History.build([*stored, *extra], subject_id=subject, as_of=moment).studies[::-1][:limit]
+    found += len(usable)
+    chosen = History.build([*stored, *usable[-limit:]], subject_id=subject, as_of=moment).studies[::-1][:limit]
     if not chosen:
         flags = [name for name in flags if name == "unknown_subject"] or ["no_history"]
         if corpus is not None and flags == ["no_history"] and _before_birth(corpus, subject, moment):
             flags.append("before_birth")
-        return Earlier(flags=tuple(flags))
+        return Earlier(flags=(*flags, *why), refused=refused)
     vectors = _embeddings(corpus, [study.study_id for study in chosen if study.study_id not in added])
     return Earlier(
         chosen,
         tuple(vectors.get(study.study_id) for study in chosen),
         found,
-        ("history_truncated",) if found > limit else (),
+        (*(["history_truncated"] if found > limit else []), *why),
         frozenset(added).intersection(study.study_id for study in chosen),
+        refused,
     )
+
+
+def _refusals(added: Iterable[Study], usable: Sequence[Study]) -> list[str]:
+    """Return flags for the caller's studies that are not used."""
+    kept = {study.study_id for study in usable}
+    undated = {study.acquired_at is None for study in added if study.study_id not in kept}
+    return [flag for flag, held in (("undated_history", True), ("later_history", False)) if held in undated]
 
 
 def _stored(

@@ -16,19 +16,22 @@ Rules, stated once:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Callable, Iterable
 from functools import lru_cache
+from hashlib import blake2b
+from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmecg.errors import ReportError
+from mmecg.labels.assertion import LabelAssertion
 from mmecg.labels.report_miner import ReportMiner
 from mmecg.labels.vocabulary import Relation, load_vocabulary
 from mmecg.labels.weights import load_text_evidence
 from mmecg.prediction.calibration import probability_of
 from mmecg.prediction.result import SUPERCLASS_PREFIX, Source
-from mmecg.report import MAX_TEXT_CHARS
 from mmecg.study import Study
 
 _REMEMBERED = 4096
@@ -51,7 +54,7 @@ class KnownLabels:
         self._column = {label: index for index, label in enumerate(labels)}
         self._vocabulary = load_vocabulary()
         self._superclass = {finding.id: finding.superclass for finding in self._vocabulary.findings}
-        self._read = lru_cache(_REMEMBERED)(self._read_text)
+        self._read = by_digest(self._read_text)
 
     def of(self, study: Study) -> tuple[Source, NDArray[np.float32]]:
         """Return what is known, and from where.
@@ -86,18 +89,17 @@ class KnownLabels:
                 found.update(_implied_by(code, system))
         return frozenset(found)
 
-    def text_logits(self, study: Study) -> NDArray[np.float64] | None:
-        """Return what the text of a study says of every label: float64, shape (labels,), log-odds.
+    def text_logits(self, text: str) -> NDArray[np.float64] | None:
+        """Return what a text says of every label: float64, shape (labels,), log-odds; None if it says nothing."""
+        return self._read(text)
 
-        The text is the report and the notes that were certainly written before the ECG, as many of them as are mined at
-        once. None if nothing is found in it.
-        """
-        texts = [study.report.raw if study.report else "", *(note.text for note in study.notes_before_ecg())]
-        read = ""
-        for text in filter(str.strip, texts):
-            if len(read) + len(text) < MAX_TEXT_CHARS:
-                read += f"\n{text}" if read else text
-        return self._read(read)
+    def mined(self, text: str) -> tuple[LabelAssertion, ...]:
+        """Return what a text says, finding by finding; nothing of a text that is too long or not plain."""
+        self._miner = self._miner or ReportMiner()
+        try:
+            return tuple(self._miner.mine_report(text).assertions)
+        except ReportError:
+            return ()
 
     def implied(self, findings: Iterable[str]) -> frozenset[str]:
         """Return the labels that follow from findings, themselves included."""
@@ -115,11 +117,7 @@ class KnownLabels:
 
     def _read_text(self, text: str) -> NDArray[np.float64] | None:
         """Return log-odds of every label; a superclass is as likely as one of its statements, taken as independent."""
-        self._miner = self._miner or ReportMiner()
-        try:
-            said = self._miner.mine_report(text).assertions
-        except ReportError:  # longer than is mined, or not plain text
-            return None
+        said = self.mined(text)
         if not said:
             return None
         evidence = load_text_evidence()
@@ -132,6 +130,27 @@ class KnownLabels:
         logits = np.array([stated[label] for label in self.labels], np.float64)
         logits.flags.writeable = False
         return logits
+
+
+def by_digest(work_out: Callable[[str], NDArray[np.float64] | None]) -> Callable[[str], NDArray[np.float64] | None]:
+    """Remember what was worked out for the last texts without keeping any: by digest, under a key of this process."""
+    secret, lock = os.urandom(32), Lock()
+    held: dict[bytes, NDArray[np.float64] | None] = {}
+
+    def remembered(text: str) -> NDArray[np.float64] | None:
+        digest = blake2b(text.encode("utf-8", "surrogatepass"), key=secret, digest_size=16).digest()
+        with lock:
+            if digest in held:
+                held[digest] = value = held.pop(digest)  # now the last used
+                return value
+        value = work_out(text)
+        with lock:
+            held[digest] = value
+            while len(held) > _REMEMBERED:
+                del held[next(iter(held))]
+        return value
+
+    return remembered
 
 
 @lru_cache(_REMEMBERED)

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from mmecg.ecg import Ecg
 from mmecg.errors import QueryError
 from mmecg.prediction.result import PredictionOptions
+from mmecg.report import check_text
 from mmecg.study import Study, check_id, without_zone
 from mmecg.vitals import Vitals
 
@@ -41,12 +42,17 @@ class PredictionQuery:
         Earlier studies beside those of the corpus; one that the corpus has too takes its place.
     vitals : Vitals, optional
         Default those of the study.
+    note : str
+        What was written beside the ECG before it was recorded, such as history and indication; it counts beside the
+        study's notes (:mod:`mmecg.prediction.notes`). Never the report.
     options : PredictionOptions
 
     Raises
     ------
     QueryError
         ``subject_id`` is not the subject of the study.
+    ReportError
+        The note is too long or not plain text.
     """
 
     study: Study | Ecg
@@ -54,11 +60,13 @@ class PredictionQuery:
     as_of: datetime | None = None
     extra_history: Sequence[Study] = ()
     vitals: Vitals | None = None
+    note: str = ""
     options: PredictionOptions = field(default_factory=PredictionOptions)
 
     def __post_init__(self) -> None:
         if self.subject_id is not None:
             check_id(self.subject_id, "subject_id")
+        check_text(self.note, field="note")
         if isinstance(self.study, Study) and self.subject_id not in (None, self.study.subject_id):
             raise QueryError(
                 "subject_id is not the subject of the study, expected the same; leave it out, or send the recording "

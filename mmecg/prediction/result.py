@@ -23,6 +23,9 @@ Source = Literal["labels", "report", "ecg"]
 """What is known of an earlier study: its labels, else what its report says, else its ECG alone."""
 
 Method = Literal["integrated_gradients", "occlusion"]
+Part = Literal["qrs", "st_t"]
+"""Of a beat."""
+
 METHODS: tuple[str, ...] = get_args(Method)
 """How a prediction can be explained; see :mod:`mmecg.prediction.explain`."""
 
@@ -38,6 +41,9 @@ FLAGS: dict[str, str] = {
     "no_cohort": "the corpus has too few labelled studies of other subjects for a vote",
     "not_calibrated": "the recording is not 12 leads of 10 s, which is what the calibration is for",
     "novel": "the recording is unlike those the model knows",
+    "undated_history": "studies without a time among those that the caller added were left out",
+    "later_history": "studies that the caller added but not before as_of or the time of the study were left out",
+    "from_notes": "notes written before the ECG state labels of the past, which entered like an earlier study",
     "no_ecg": "the study has no ECG: the answer rests on its text, or on prevalence, and nothing is promised of it",
 }
 """What a prediction may be flagged with, and what that means."""
@@ -151,7 +157,8 @@ class PriorEvidence:
     similarity : float
         Cosine of its ECG embedding with the new one; NaN without an ECG.
     weight : float
-        Share of the history's attention, averaged over the labels that were asked for; the priors' shares sum to 1.
+        Share of the history's attention, averaged over the labels that were asked for; the shares of earlier studies
+        and notes sum to 1.
     effects : mapping of str to float
         Log-odds that it added to each label whose probability it moved most, that first.
     """
@@ -162,6 +169,47 @@ class PriorEvidence:
     similarity: float
     weight: float
     effects: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoteFinding:
+    """What a note states, and where; never the words.
+
+    Attributes
+    ----------
+    note : int
+        Position among the notes of the study, from 0; -1 for the one that came with the request.
+    start, end : int
+        Code point offsets into that note.
+    finding : str
+        Identifier in the vocabulary.
+    status : str
+        ``"present"``, ``"probable"``, ``"historical"`` or ``"negated"`` (:class:`mmecg.labels.assertion.Status`).
+    """
+
+    note: int
+    start: int
+    end: int
+    finding: str
+    status: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotesEvidence:
+    """What notes written before the ECG did to the prediction.
+
+    Attributes
+    ----------
+    weight : float
+        As in :class:`PriorEvidence`; NaN where they answered in the place of an ECG, not beside one.
+    effects : mapping of str to float
+        As in :class:`PriorEvidence`.
+    said : tuple of NoteFinding
+    """
+
+    weight: float
+    effects: Mapping[str, float] = field(default_factory=dict)
+    said: tuple[NoteFinding, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,6 +278,69 @@ class Measurement:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LeadChange:
+    """A lead whose median beat differs from the earlier one in QRS or in ST-T.
+
+    Attributes
+    ----------
+    lead : str
+    part : {"qrs", "st_t"}
+    difference_mv : float
+        Root mean square.
+    """
+
+    lead: str
+    part: Part
+    difference_mv: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredChange:
+    """A measurement beside that of an earlier ECG.
+
+    Attributes
+    ----------
+    name : str
+        ``"heart_rate_bpm"``, ``"qrs_duration_ms"``, ``"qtc_ms"`` (Fridericia); ``"qrs_amplitude_mv"`` and
+        ``"t_amplitude_mv"`` are of all leads together, their root mean square.
+    now, before : float
+    change : {"increased", "decreased", "unchanged"}
+        Unchanged within ``limit``.
+    limit : float
+        Beyond which it has changed: a difference, for amplitudes a factor.
+    """
+
+    name: str
+    now: float
+    before: float
+    change: Literal["increased", "decreased", "unchanged"]
+    limit: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """The recording beside the subject's latest earlier one.
+
+    Attributes
+    ----------
+    prior_study_id : str
+    days_before : float
+    leads : tuple of LeadChange
+        Greatest difference first.
+    measured : tuple of MeasuredChange
+        What could be measured in both.
+    serial : tuple of str
+        Serial findings of the vocabulary that hold between the two, by measurements or by labels.
+    """
+
+    prior_study_id: str
+    days_before: float
+    leads: tuple[LeadChange, ...]
+    measured: tuple[MeasuredChange, ...]
+    serial: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Uncertainty:
     """How sure the prediction is as a whole.
 
@@ -269,6 +380,8 @@ class Prediction:
     neighbours : tuple of NeighbourEvidence
         Nearest first; empty if the cohort was not used.
     measurements : tuple of Measurement
+    comparison : Comparison, optional
+        With the latest earlier study that has an ECG; None if there is none, or one of the two cannot be read.
     uncertainty : Uncertainty
     abstained : bool
         True if the whole prediction should not be acted upon; the probabilities are given all the same.
@@ -279,6 +392,10 @@ class Prediction:
     history_found : int
         Earlier studies of the subject in the corpus and among those that the caller added.
     history_used : int
+    history_refused : int
+        Studies that the caller added but that are undated or not earlier, so that they were left out.
+    notes : NotesEvidence, optional
+        None if no note states anything.
     as_of : datetime, optional
         From when on the future began: the earlier of what was asked for and the time of the study.
     level : float
@@ -300,6 +417,9 @@ class Prediction:
     as_of: datetime | None
     level: float
     fingerprint: str
+    history_refused: int = 0
+    notes: NotesEvidence | None = None
+    comparison: Comparison | None = None
 
     def __getitem__(self, label: str) -> LabelPrediction:
         """Return the prediction of a label. Raises ``KeyError`` if it was not asked for."""

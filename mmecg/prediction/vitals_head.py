@@ -29,10 +29,13 @@ class VitalsHead:
     Attributes
     ----------
     weight : float32, shape (channels, labels)
-        In the order of :data:`CHANNELS`.
+        In the order of :data:`CHANNELS`; beside an ECG.
+    alone : float32, shape (channels, labels), optional
+        Without one, beside the prevalence; None in heads that were fitted before there was this.
     """
 
     weight: NDArray[np.float32]
+    alone: NDArray[np.float32] | None = None
 
     def apply(self, logits: NDArray[np.float64], channels: NDArray[np.float32]) -> NDArray[np.float64]:
         """Add the vitals to log-odds.
@@ -50,6 +53,12 @@ class VitalsHead:
             A row without vitals keeps its log-odds bit by bit.
         """
         return np.asarray(logits + (channels @ self.weight).astype(np.float64), np.float64)
+
+    def apply_alone(self, prevalence: NDArray[np.float64], channels: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Add the vitals to the log-odds of prevalence, without an ECG: float64, shape (n, labels)."""
+        if self.alone is None:
+            return prevalence
+        return np.asarray(prevalence + (channels @ self.alone).astype(np.float64), np.float64)
 
 
 def vitals_channels(vitals: Sequence[Vitals]) -> NDArray[np.float32]:

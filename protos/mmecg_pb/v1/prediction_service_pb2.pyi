@@ -111,6 +111,58 @@ CHANGE_KIND_PERSISTS: ChangeKind.ValueType  # 3
 """Present then and now."""
 Global___ChangeKind: _TypeAlias = ChangeKind  # noqa: Y015
 
+class _BeatPart:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _BeatPartEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BeatPart.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    BEAT_PART_UNSPECIFIED: _BeatPart.ValueType  # 0
+    """Not given."""
+    BEAT_PART_QRS: _BeatPart.ValueType  # 1
+    """QRS complex."""
+    BEAT_PART_ST_T: _BeatPart.ValueType  # 2
+    """ST segment and T wave."""
+
+class BeatPart(_BeatPart, metaclass=_BeatPartEnumTypeWrapper):
+    """Part of a beat."""
+
+BEAT_PART_UNSPECIFIED: BeatPart.ValueType  # 0
+"""Not given."""
+BEAT_PART_QRS: BeatPart.ValueType  # 1
+"""QRS complex."""
+BEAT_PART_ST_T: BeatPart.ValueType  # 2
+"""ST segment and T wave."""
+Global___BeatPart: _TypeAlias = BeatPart  # noqa: Y015
+
+class _MeasuredChangeKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MeasuredChangeKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MeasuredChangeKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MEASURED_CHANGE_KIND_UNSPECIFIED: _MeasuredChangeKind.ValueType  # 0
+    """Not given."""
+    MEASURED_CHANGE_KIND_INCREASED: _MeasuredChangeKind.ValueType  # 1
+    """Higher than then, by more than the limit."""
+    MEASURED_CHANGE_KIND_DECREASED: _MeasuredChangeKind.ValueType  # 2
+    """Lower than then, by more than the limit."""
+    MEASURED_CHANGE_KIND_UNCHANGED: _MeasuredChangeKind.ValueType  # 3
+    """Within the limit."""
+
+class MeasuredChangeKind(_MeasuredChangeKind, metaclass=_MeasuredChangeKindEnumTypeWrapper):
+    """What became of a measurement."""
+
+MEASURED_CHANGE_KIND_UNSPECIFIED: MeasuredChangeKind.ValueType  # 0
+"""Not given."""
+MEASURED_CHANGE_KIND_INCREASED: MeasuredChangeKind.ValueType  # 1
+"""Higher than then, by more than the limit."""
+MEASURED_CHANGE_KIND_DECREASED: MeasuredChangeKind.ValueType  # 2
+"""Lower than then, by more than the limit."""
+MEASURED_CHANGE_KIND_UNCHANGED: MeasuredChangeKind.ValueType  # 3
+"""Within the limit."""
+Global___MeasuredChangeKind: _TypeAlias = MeasuredChangeKind  # noqa: Y015
+
 class _ExplanationMethod:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -149,11 +201,16 @@ class PredictRequest(_message.Message):
     EXTRA_HISTORY_FIELD_NUMBER: _builtins.int
     VITALS_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
     study_id: _builtins.str
     """A study of the corpus."""
     subject_id: _builtins.str
     """Whose earlier studies count. Unset means the subject of the study, and no other may be given with a study. A
     subject that the corpus does not know is flagged, not refused.
+    """
+    note: _builtins.str
+    """What was written beside the ECG before it was recorded, such as history and indication; it counts beside the notes of
+    the study that have a time no later than the recording. Never the report.
     """
     @_builtins.property
     def ecg(self) -> _ecg_pb2.Ecg:
@@ -196,10 +253,11 @@ class PredictRequest(_message.Message):
         extra_history: _abc.Iterable[_study_pb2.Study] | None = ...,
         vitals: _study_pb2.Vitals | None = ...,
         options: Global___PredictionOptions | None = ...,
+        note: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_subject_id", b"_subject_id", "as_of", b"as_of", "ecg", b"ecg", "options", b"options", "source", b"source", "study", b"study", "study_id", b"study_id", "subject_id", b"subject_id", "vitals", b"vitals"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_subject_id", b"_subject_id", "as_of", b"as_of", "ecg", b"ecg", "extra_history", b"extra_history", "options", b"options", "source", b"source", "study", b"study", "study_id", b"study_id", "subject_id", b"subject_id", "vitals", b"vitals"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_subject_id", b"_subject_id", "as_of", b"as_of", "ecg", b"ecg", "extra_history", b"extra_history", "note", b"note", "options", b"options", "source", b"source", "study", b"study", "study_id", b"study_id", "subject_id", b"subject_id", "vitals", b"vitals"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__subject_id: _TypeAlias = _typing.Literal["subject_id"]  # noqa: Y015
     _WhichOneofArgType__subject_id: _TypeAlias = _typing.Literal["_subject_id", b"_subject_id"]  # noqa: Y015
@@ -335,6 +393,9 @@ class PredictResponse(_message.Message):
     AS_OF_FIELD_NUMBER: _builtins.int
     LEVEL_FIELD_NUMBER: _builtins.int
     FINGERPRINT_FIELD_NUMBER: _builtins.int
+    HISTORY_REFUSED_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
+    COMPARISON_FIELD_NUMBER: _builtins.int
     abstained: _builtins.bool
     """True if the whole prediction should not be acted upon; the probabilities are given all the same."""
     history_found: _builtins.int
@@ -345,6 +406,8 @@ class PredictResponse(_message.Message):
     """Promised coverage of the conformal sets."""
     fingerprint: _builtins.str
     """Fingerprint of the bundle."""
+    history_refused: _builtins.int
+    """Studies of `extra_history` that were left out: undated, or not earlier."""
     @_builtins.property
     def labels(self) -> _containers.RepeatedCompositeFieldContainer[Global___LabelPrediction]:
         """In the order asked for."""
@@ -363,7 +426,7 @@ class PredictResponse(_message.Message):
 
     @_builtins.property
     def measurements(self) -> _containers.RepeatedCompositeFieldContainer[Global___Measurement]:
-        """Regressed quantities."""
+        """What was regressed or measured."""
 
     @_builtins.property
     def uncertainty(self) -> Global___Uncertainty:
@@ -377,7 +440,7 @@ class PredictResponse(_message.Message):
     def flags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Remarks on the request and on what was used: "no_subject", "unknown_subject", "no_history", "no_as_of",
         "history_truncated", "as_of_in_future", "before_birth", "implausible_vitals", "no_cohort", "not_calibrated",
-        "novel", "no_ecg".
+        "novel", "undated_history", "later_history", "from_notes", "no_ecg".
         """
 
     @_builtins.property
@@ -385,6 +448,14 @@ class PredictResponse(_message.Message):
         """From when on the future began: the earlier of what was asked for and the time of the study; unset if no time was
         known.
         """
+
+    @_builtins.property
+    def notes(self) -> Global___NotesEvidence:
+        """What notes did; unset if none states anything."""
+
+    @_builtins.property
+    def comparison(self) -> Global___Comparison:
+        """The recording beside the subject's latest earlier one; unset if there is none, or one of the two cannot be read."""
 
     def __init__(
         self,
@@ -403,10 +474,13 @@ class PredictResponse(_message.Message):
         as_of: _timestamp_pb2.Timestamp | None = ...,
         level: _builtins.float = ...,
         fingerprint: _builtins.str = ...,
+        history_refused: _builtins.int = ...,
+        notes: Global___NotesEvidence | None = ...,
+        comparison: Global___Comparison | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "uncertainty", b"uncertainty"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "comparison", b"comparison", "notes", b"notes", "uncertainty", b"uncertainty"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abstain_reasons", b"abstain_reasons", "abstained", b"abstained", "as_of", b"as_of", "changes", b"changes", "fingerprint", b"fingerprint", "flags", b"flags", "history_found", b"history_found", "history_used", b"history_used", "labels", b"labels", "level", b"level", "measurements", b"measurements", "neighbours", b"neighbours", "priors", b"priors", "uncertainty", b"uncertainty"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abstain_reasons", b"abstain_reasons", "abstained", b"abstained", "as_of", b"as_of", "changes", b"changes", "comparison", b"comparison", "fingerprint", b"fingerprint", "flags", b"flags", "history_found", b"history_found", "history_refused", b"history_refused", "history_used", b"history_used", "labels", b"labels", "level", b"level", "measurements", b"measurements", "neighbours", b"neighbours", "notes", b"notes", "priors", b"priors", "uncertainty", b"uncertainty"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -534,8 +608,82 @@ class PriorEvidence(_message.Message):
 Global___PriorEvidence: _TypeAlias = PriorEvidence  # noqa: Y015
 
 @_typing.final
+class NotesEvidence(_message.Message):
+    """What notes written before the ECG did to the prediction. They enter like an earlier study without a date."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    EFFECTS_FIELD_NUMBER: _builtins.int
+    SAID_FIELD_NUMBER: _builtins.int
+    weight: _builtins.float
+    """As in PriorEvidence; unset if the notes answered in the place of an ECG, not beside one."""
+    @_builtins.property
+    def effects(self) -> _containers.RepeatedCompositeFieldContainer[Global___LabelEffect]:
+        """What they added to the labels that they moved most, strongest first."""
+
+    @_builtins.property
+    def said(self) -> _containers.RepeatedCompositeFieldContainer[Global___NoteFinding]:
+        """What they state."""
+
+    def __init__(
+        self,
+        *,
+        weight: _builtins.float | None = ...,
+        effects: _abc.Iterable[Global___LabelEffect] | None = ...,
+        said: _abc.Iterable[Global___NoteFinding] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "weight", b"weight"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "effects", b"effects", "said", b"said", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
+    _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight) -> _WhichOneofReturnType__weight | None: ...
+
+Global___NotesEvidence: _TypeAlias = NotesEvidence  # noqa: Y015
+
+@_typing.final
+class NoteFinding(_message.Message):
+    """What a note states, and where; never the words."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NOTE_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    FINDING_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    note: _builtins.int
+    """Position among the notes of the study, from 0; -1 for the one that came with the request."""
+    start: _builtins.int
+    """First code point in that note."""
+    end: _builtins.int
+    """Code point after the last."""
+    finding: _builtins.str
+    """Identifier in the vocabulary."""
+    status: _builtins.str
+    """"present", "probable", "historical" or "negated"."""
+    def __init__(
+        self,
+        *,
+        note: _builtins.int = ...,
+        start: _builtins.int = ...,
+        end: _builtins.int = ...,
+        finding: _builtins.str = ...,
+        status: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "finding", b"finding", "note", b"note", "start", b"start", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NoteFinding: _TypeAlias = NoteFinding  # noqa: Y015
+
+@_typing.final
 class LabelEffect(_message.Message):
-    """What an earlier study added to one label."""
+    """What an earlier study or notes added to one label."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -645,7 +793,11 @@ Global___LabelChange: _TypeAlias = LabelChange  # noqa: Y015
 
 @_typing.final
 class Measurement(_message.Message):
-    """A regressed quantity with a conformal interval at the promised level."""
+    """A number about the subject or the recording. "age_years" is regressed; its interval is conformal, at the promised
+    level. All others are measured in the recording, and the middle 80 % of its beats lie in the interval:
+    "heart_rate_bpm", "rr_irregularity", "qrs_duration_ms", "qt_ms", and of each lead "qrs_amplitude_mv", "st_level_mv",
+    "t_amplitude_mv".
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -653,29 +805,162 @@ class Measurement(_message.Message):
     VALUE_FIELD_NUMBER: _builtins.int
     LOW_FIELD_NUMBER: _builtins.int
     HIGH_FIELD_NUMBER: _builtins.int
+    LEAD_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """What, with its unit: "age_years"."""
+    """What, with its unit."""
     value: _builtins.float
-    """The estimate."""
+    """The estimate; unset if it cannot be measured."""
     low: _builtins.float
-    """Lower end of the interval."""
+    """Lower end of the interval; unset if there is none."""
     high: _builtins.float
-    """Upper end of the interval."""
+    """Upper end of the interval; unset if there is none."""
+    lead: _builtins.str
+    """Where it was measured; empty if in all leads together."""
+    reason: _builtins.str
+    """Why it cannot be measured; empty otherwise."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
-        value: _builtins.float = ...,
-        low: _builtins.float = ...,
-        high: _builtins.float = ...,
+        value: _builtins.float | None = ...,
+        low: _builtins.float | None = ...,
+        high: _builtins.float | None = ...,
+        lead: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_high", b"_high", "_low", b"_low", "_value", b"_value", "high", b"high", "low", b"low", "value", b"value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_high", b"_high", "_low", b"_low", "_value", b"_value", "high", b"high", "lead", b"lead", "low", b"low", "name", b"name", "reason", b"reason", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__high: _TypeAlias = _typing.Literal["high"]  # noqa: Y015
+    _WhichOneofArgType__high: _TypeAlias = _typing.Literal["_high", b"_high"]  # noqa: Y015
+    _WhichOneofReturnType__low: _TypeAlias = _typing.Literal["low"]  # noqa: Y015
+    _WhichOneofArgType__low: _TypeAlias = _typing.Literal["_low", b"_low"]  # noqa: Y015
+    _WhichOneofReturnType__value: _TypeAlias = _typing.Literal["value"]  # noqa: Y015
+    _WhichOneofArgType__value: _TypeAlias = _typing.Literal["_value", b"_value"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__high) -> _WhichOneofReturnType__high | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__low) -> _WhichOneofReturnType__low | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__value) -> _WhichOneofReturnType__value | None: ...
+
+Global___Measurement: _TypeAlias = Measurement  # noqa: Y015
+
+@_typing.final
+class Comparison(_message.Message):
+    """The recording beside the subject's latest earlier one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRIOR_STUDY_ID_FIELD_NUMBER: _builtins.int
+    DAYS_BEFORE_FIELD_NUMBER: _builtins.int
+    LEADS_FIELD_NUMBER: _builtins.int
+    MEASURED_FIELD_NUMBER: _builtins.int
+    SERIAL_FIELD_NUMBER: _builtins.int
+    prior_study_id: _builtins.str
+    """The earlier study."""
+    days_before: _builtins.float
+    """From it to `as_of`."""
+    @_builtins.property
+    def leads(self) -> _containers.RepeatedCompositeFieldContainer[Global___LeadChange]:
+        """Leads whose median beats differ, greatest difference first."""
+
+    @_builtins.property
+    def measured(self) -> _containers.RepeatedCompositeFieldContainer[Global___MeasuredChange]:
+        """What could be measured in both."""
+
+    @_builtins.property
+    def serial(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Serial findings of the vocabulary that hold between the two, by measurements or by labels."""
+
+    def __init__(
+        self,
+        *,
+        prior_study_id: _builtins.str = ...,
+        days_before: _builtins.float = ...,
+        leads: _abc.Iterable[Global___LeadChange] | None = ...,
+        measured: _abc.Iterable[Global___MeasuredChange] | None = ...,
+        serial: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["high", b"high", "low", b"low", "name", b"name", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["days_before", b"days_before", "leads", b"leads", "measured", b"measured", "prior_study_id", b"prior_study_id", "serial", b"serial"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Measurement: _TypeAlias = Measurement  # noqa: Y015
+Global___Comparison: _TypeAlias = Comparison  # noqa: Y015
+
+@_typing.final
+class LeadChange(_message.Message):
+    """A lead whose median beat differs from the earlier one in QRS or in ST-T."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEAD_FIELD_NUMBER: _builtins.int
+    PART_FIELD_NUMBER: _builtins.int
+    DIFFERENCE_MV_FIELD_NUMBER: _builtins.int
+    lead: _builtins.str
+    """Name of the lead."""
+    part: Global___BeatPart.ValueType
+    """Where in the beat."""
+    difference_mv: _builtins.float
+    """Root mean square of the difference."""
+    def __init__(
+        self,
+        *,
+        lead: _builtins.str = ...,
+        part: Global___BeatPart.ValueType = ...,
+        difference_mv: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["difference_mv", b"difference_mv", "lead", b"lead", "part", b"part"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeadChange: _TypeAlias = LeadChange  # noqa: Y015
+
+@_typing.final
+class MeasuredChange(_message.Message):
+    """A measurement beside that of an earlier ECG."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    NOW_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
+    CHANGE_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """What, with its unit: "heart_rate_bpm", "qrs_duration_ms", "qtc_ms"; over all leads "qrs_amplitude_mv" and
+    "t_amplitude_mv".
+    """
+    now: _builtins.float
+    """In this recording."""
+    before: _builtins.float
+    """In the earlier one."""
+    change: Global___MeasuredChangeKind.ValueType
+    """What became of it."""
+    limit: _builtins.float
+    """Beyond which it has changed: a difference, for amplitudes a factor."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        now: _builtins.float = ...,
+        before: _builtins.float = ...,
+        change: Global___MeasuredChangeKind.ValueType = ...,
+        limit: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["before", b"before", "change", b"change", "limit", b"limit", "name", b"name", "now", b"now"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MeasuredChange: _TypeAlias = MeasuredChange  # noqa: Y015
 
 @_typing.final
 class Uncertainty(_message.Message):

@@ -29,10 +29,15 @@ from mmecg.errors import InvalidInputError, QueryError, SignalError, StudyNotFou
 from mmecg.prediction.query import PredictionQuery
 from mmecg.prediction.result import (
     METHODS,
+    Comparison,
     LabelChange,
     LabelPrediction,
+    LeadChange,
+    MeasuredChange,
     Measurement,
     NeighbourEvidence,
+    NoteFinding,
+    NotesEvidence,
     Prediction,
     PredictionOptions,
     PriorEvidence,
@@ -80,6 +85,42 @@ PRIOR = st.builds(
     weight=SHARE,
     effects=st.dictionaries(WORDS, NUMBER, max_size=3),
 )
+NOTES = st.builds(
+    NotesEvidence,
+    weight=OR_NAN,
+    effects=st.dictionaries(WORDS, NUMBER, max_size=3),
+    said=st.lists(
+        st.builds(
+            NoteFinding,
+            note=st.integers(-1, 9),
+            start=st.integers(0, 99),
+            end=st.integers(0, 99),
+            finding=WORDS,
+            status=WORDS,
+        ),
+        max_size=2,
+    ).map(tuple),
+)
+COMPARISON = st.builds(
+    Comparison,
+    prior_study_id=WORDS,
+    days_before=NUMBER,
+    leads=st.lists(
+        st.builds(LeadChange, lead=WORDS, part=st.sampled_from(("qrs", "st_t")), difference_mv=NUMBER), max_size=2
+    ).map(tuple),
+    measured=st.lists(
+        st.builds(
+            MeasuredChange,
+            name=WORDS,
+            now=NUMBER,
+            before=NUMBER,
+            change=st.sampled_from(("increased", "decreased", "unchanged")),
+            limit=NUMBER,
+        ),
+        max_size=2,
+    ).map(tuple),
+    serial=st.lists(WORDS, max_size=2).map(tuple),
+)
 PREDICTION = st.builds(
     Prediction,
     labels=st.lists(LABEL, max_size=3).map(tuple),
@@ -91,9 +132,12 @@ PREDICTION = st.builds(
         ),
         max_size=2,
     ).map(tuple),
-    measurements=st.lists(st.builds(Measurement, name=WORDS, value=NUMBER, low=NUMBER, high=NUMBER), max_size=1).map(
-        tuple
-    ),
+    measurements=st.lists(
+        st.builds(Measurement, name=WORDS, value=OR_NAN, low=OR_NAN, high=OR_NAN, lead=WORDS, reason=WORDS), max_size=2
+    ).map(tuple),
+    comparison=st.none() | COMPARISON,
+    history_refused=st.integers(0, 64),
+    notes=st.none() | NOTES,
     uncertainty=st.builds(
         Uncertainty, expected_errors=NUMBER, rank=SHARE, spread=NUMBER, novelty=SHARE, novelty_kind=WORDS
     ),
@@ -176,6 +220,7 @@ def test_a_query_comes_back_as_it_was_sent():
         as_of=MOMENT,
         extra_history=(make_study(1), make_study(2, ecg=None)),
         vitals=Vitals(heart_rate_bpm=61.0),
+        note="known AF",
         options=PredictionOptions(labels=("AFIB", "superclass/MI"), level=0.8, use_cohort=False),
     )
     got = through(query)

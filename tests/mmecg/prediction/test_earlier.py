@@ -82,8 +82,9 @@ def test_a_study_of_the_same_time_or_later_never_enters(corpus: Corpus, days: fl
     given = find_earlier(query(extra_history=[late]), corpus)
     corpus.upsert([late], [{"ecg": vector(1)}])
     stored = find_earlier(query(), corpus)
-    for found in (given, stored):
-        assert (ids(found), found.found, found.flags, found.ecgs) == (ids(before), 20, before.flags, ())
+    assert (given.refused, stored.refused) == (1, 0)
+    for found, more in ((given, ("later_history",)), (stored, ())):
+        assert (ids(found), found.found, found.flags, found.ecgs) == (ids(before), 20, (*before.flags, *more), ())
 
 
 def test_studies_of_the_caller_join_and_only_those_used_are_encoded(corpus: Corpus) -> None:
@@ -93,6 +94,7 @@ def test_studies_of_the_caller_join_and_only_those_used_are_encoded(corpus: Corp
     found = find_earlier(query(extra_history=[*added, old, untimed]), corpus)
     assert ids(found) == ["s102", "s101", "s100", "s19"]
     assert found.found == 24
+    assert (found.flags, found.refused) == (("history_truncated", "undated_history"), 1)
     assert len(found.ecgs) == 3
     filled = found.with_embeddings([vector(5), vector(6), vector(7)])
     np.testing.assert_array_equal(filled.embeddings[0], vector(5))
@@ -141,6 +143,14 @@ def test_flags(corpus: Corpus) -> None:
     assert find_earlier(query(options=PredictionOptions(use_history=False)), corpus).studies == ()
     assert find_earlier(query(as_of=datetime(1900, 1, 1)), corpus).flags == ("no_history", "before_birth")
     assert find_earlier(query(as_of=datetime(1960, 1, 1)), corpus).flags == ("no_history",)
+
+
+def test_studies_of_the_caller_that_are_left_out_are_counted(corpus: Corpus) -> None:
+    late, untimed = study(300, acquired_at=START + timedelta(days=99)), study(301, acquired_at=None)
+    found = find_earlier(query(extra_history=[late, untimed, untimed, study(20)]), corpus)
+    assert found.refused == 2, "the study itself, and one that is sent twice, are not counted"
+    assert set(found.flags) == {"history_truncated", "undated_history", "later_history"}
+    assert find_earlier(query(study=study(20, acquired_at=None), extra_history=[late, untimed]), corpus).refused == 2
 
 
 def test_a_study_of_somebody_else_is_refused(corpus: Corpus) -> None:

@@ -1,15 +1,13 @@
 """What is known of an earlier study: labels before report before nothing."""
 
-from datetime import datetime
-
 import numpy as np
 import pytest
 
 from mmecg.labels.report_miner import ReportMiner
 from mmecg.labels.weights import load_text_evidence
-from mmecg.prediction.known import KnownLabels
+from mmecg.prediction.known import KnownLabels, by_digest
 from mmecg.report import Report
-from mmecg.study import ClinicalNote, Study
+from mmecg.study import Study
 
 LABELS = (
     *load_text_evidence().labels,
@@ -78,9 +76,8 @@ def test_silence_leaves_the_ecg(known: KnownLabels, report: str | None) -> None:
     assert np.isnan(values).all()
 
 
-def test_text_of_a_study_gives_every_label_a_probability(known: KnownLabels) -> None:
-    study = Study(study_id="s", subject_id="p", report=Report.from_text("atrial fibrillation. inferior infarct."))
-    logits = known.text_logits(study)
+def test_a_text_gives_every_label_a_probability(known: KnownLabels) -> None:
+    logits = known.text_logits("atrial fibrillation. inferior infarct.")
     assert logits is not None
     place = {label: index for index, label in enumerate(LABELS)}
     assert logits.shape == (len(LABELS),)
@@ -88,20 +85,26 @@ def test_text_of_a_study_gives_every_label_a_probability(known: KnownLabels) -> 
     assert logits[place["AFIB"]] > 2
     assert logits[place["superclass/MI"]] > logits[place["IMI"]] > 0
     assert logits[place["SR"]] < -2
-    assert known.text_logits(Study(study_id="s", subject_id="p")) is None
+    assert known.text_logits("cough") is None
 
 
-def test_notes_beyond_what_is_mined_at_once_do_not_silence_the_report(known: KnownLabels) -> None:
-    moment = datetime(2000, 1, 1)
-    study = Study(study_id="s", subject_id="p", acquired_at=moment, report=Report.from_text("atrial fibrillation"))
-    long = Study(
-        study_id="s",
-        subject_id="p",
-        acquired_at=moment,
-        report=study.report,
-        notes=tuple(ClinicalNote("cough. " * 2800, written_at=moment) for _ in range(3)),
-    )
-    found, alone = known.text_logits(long), known.text_logits(study)
-    assert found is not None
-    assert alone is not None
-    np.testing.assert_array_equal(found, alone)
+def test_what_was_worked_out_is_remembered_without_the_text() -> None:
+    asked: list[str] = []
+
+    def work_out(text: str) -> np.ndarray | None:
+        asked.append(text)
+        return None if text == "nothing" else np.array([float(len(text))])
+
+    remembered = by_digest(work_out)
+    for text in ("atrial fibrillation", "nothing", "atrial fibrillation", "nothing"):
+        found = remembered(text)
+        assert (found is None) == (text == "nothing")
+    assert asked == ["atrial fibrillation", "nothing"]
+    held = next(cell.cell_contents for cell in remembered.__closure__ if isinstance(cell.cell_contents, dict))
+    assert len(held) == 2
+    assert all(isinstance(key, bytes) and b"fibrillation" not in key for key in held)
+    for number in range(5000):
+        remembered(f"text {number}")
+    assert len(held) == 4096
+    remembered("text 4999")
+    assert asked.count("text 4999") == 1

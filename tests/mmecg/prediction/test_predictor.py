@@ -12,6 +12,7 @@ from mmecg.bundle import Bundle
 from mmecg.datasets.synthetic import synthetic_ecg
 from mmecg.ecg import Ecg
 from mmecg.errors import BundleError, FingerprintMismatchError, QueryError
+from mmecg.labels.change import load_serial_table
 from mmecg.prediction.answer import MOVED
 from mmecg.prediction.heads import PredictionHeads
 from mmecg.prediction.predictor import Predictor
@@ -86,8 +87,14 @@ def test_history_cohort_and_evidence(predictor: Predictor, heads: PredictionHead
     assert sum(one.weight for one in found.neighbours) == pytest.approx(1)
     assert not any(one.study_id.startswith("anna") for one in found.neighbours)
     assert {label for one in found.neighbours for label in one.labels} <= {"AFIB", "SR", "NORM", "superclass/NORM"}
-    (age,) = found.measurements
+    age, *measured = found.measurements
     assert age.low <= age.value <= age.high
+    rate = next(one for one in measured if one.name == "heart_rate_bpm")
+    assert rate.value == pytest.approx(62, abs=4), "55 + 7, a beat of spread"
+    assert found.comparison is not None
+    assert (found.comparison.prior_study_id, found.comparison.days_before) == ("anna-4", 3)
+    assert found.comparison.measured[0].now == rate.value
+    assert set(found.comparison.serial) <= set(load_serial_table().findings)
     for one in found.labels:
         assert 0 <= one.low <= one.probability <= one.high <= 1
     assert set(found.flags) <= FLAGS.keys()
@@ -165,6 +172,8 @@ def test_a_future_study_changes_nothing(predictor: Predictor, corpus: Corpus) ->
     finally:
         for one in future:
             corpus.delete(one.study_id)
+    assert (given.flags, given.history_refused) == (("later_history",), 2)
+    given = replace(given, flags=(), history_refused=0)
     assert repr(before) == repr(given) == repr(stored)  # NaN is not equal to NaN
     assert before.history_used == 5
 
@@ -276,7 +285,10 @@ def test_options(predictor: Predictor) -> None:
     assert len(found.labels) == 7
     everything = predictor.predict(study(7, "anna"), options=PredictionOptions(max_history=2))
     assert found["snomed:164889003"].probability == everything["AFIB"].probability
-    assert found["LBBB"].probability == max(everything[name].probability for name in ("CLBBB", "ILBBB"))
+    heads = [everything[name] for name in ("CLBBB", "ILBBB")]
+    assert found["LBBB"].probability == pytest.approx(1 - np.prod([1 - one.probability for one in heads]))
+    assert found["LBBB"].low <= found["LBBB"].probability <= found["LBBB"].high
+    assert (True in found["LBBB"].conformal_set) == any(True in one.conformal_set for one in heads)
     assert found.flags == ("history_truncated",)
     assert (found.history_found, found.history_used) == (5, 2)
 
