@@ -25,6 +25,8 @@ from google.rpc import status_pb2
 from grpc_status import rpc_status
 
 from mmecg.errors import InvalidInputError, NotReadyError, OverloadedError, QueryError, ReportError
+from mmecg_server.admission import Doorkeeper, SlowReaders
+from mmecg_server.audit import Audit, CallRecord
 from mmecg_server.call import Call, on_behalf_of
 from mmecg_server.config import LimitsConfig
 from mmecg_server.metrics import Metrics
@@ -140,9 +142,22 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]  # not 
     limits : LimitsConfig
     metrics : Metrics
     tracing : Tracing, optional
+    doorkeeper : Doorkeeper
+        Decides who is let in.
+
+    Attributes
+    ----------
+    audit : callable, optional
+        Told of every call, also of those that are refused.
+    slow_readers : SlowReaders
     """
 
-    def __init__(self, gate: Gate, limits: LimitsConfig, metrics: Metrics, tracing: Tracing | None = None) -> None:
+    def __init__(
+        self, gate: Gate, limits: LimitsConfig, metrics: Metrics, tracing: Tracing | None, doorkeeper: Doorkeeper
+    ) -> None:
+        self.audit: Audit | None = None
+        self.slow_readers = SlowReaders(limits.stream_idle_s)
+        self._doorkeeper = doorkeeper
         self._gate = gate
         self._limits = limits
         self._metrics = metrics
@@ -162,9 +177,11 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]  # not 
         if serve_stream := handler.stream_stream:
 
             def stream(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Message]:
-                with self._call(method, context, streaming=True) as watch:
-                    for answer in serve_stream(map(partial(_checked, watch=watch), requests), context):
+                with self._call(method, context, streaming=True) as (watch, record):
+                    checked = map(partial(_checked, watch=watch, record=record), requests)
+                    for answer in self.slow_readers.follow(serve_stream(checked, context), context):
                         watch.count_answer(answer.ByteSize())
+                        record.see(answer)
                         yield answer
 
             return grpc.stream_stream_rpc_method_handler(stream, decode, handler.response_serializer)
@@ -172,10 +189,11 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]  # not 
         assert serve_unary is not None  # noqa: S101  (mmecg.v1 has no other kind of method)
 
         def unary(request: Any, context: grpc.ServicerContext) -> Message | None:
-            with self._call(method, context, request=request) as watch:
-                response: Message = serve_unary(_checked(request, watch), context)
+            with self._call(method, context, request=request) as (watch, record):
+                response: Message = serve_unary(_checked(request, watch, record), context)
                 self._check_size(response)
                 watch.count_answer(response.ByteSize())
+                record.see(response)
                 return response
             return None
 
@@ -184,22 +202,30 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]  # not 
     @contextmanager
     def _call(
         self, method: str, context: grpc.ServicerContext, *, streaming: bool = False, request: Any = None
-    ) -> Iterator[Watch]:
+    ) -> Iterator[tuple[Watch, CallRecord]]:
         watch = Watch(self._metrics, self._tracing, method, context, streaming=streaming)
         answer_metadata = ((REQUEST_ID, watch.request_id),)
         context.set_trailing_metadata(answer_metadata)
-        status, failure = None, None
+        record = CallRecord(method.removeprefix(_PREFIX), watch.request_id, self.audit)
+        code, status, failure = grpc.StatusCode.OK, None, None
         try:
             call = Call(
                 self._deadline(context, streaming=streaming), context.is_active, watch.request_id, watch.observe
             )
-            with self._gate.enter(streaming=streaming), on_behalf_of(call):
-                yield watch
+            entered = self._doorkeeper.enter(method, context, record)
+            with entered, self._gate.enter(streaming=streaming), on_behalf_of(call):
+                yield watch, record
+            record.end(code.name)  # before the answer leaves: what cannot be entered is not answered
+        except GeneratorExit:  # the client of a stream has left, or takes no answers
+            code = grpc.StatusCode.CANCELLED
+            raise
         except Exception as error:
             failure = error
             status = report(error, request if isinstance(request, Message) else None)
+            code = grpc_code(status.code)
         finally:
-            code = grpc.StatusCode.OK if status is None else grpc_code(status.code)
+            if code is not grpc.StatusCode.OK:
+                _enter_failure(record, code)
             log("call", method=method, **watch.end(code, failure))
         if status is not None:
             refused: Any = rpc_status.to_status(status)
@@ -225,6 +251,13 @@ def grpc_code(number: int) -> grpc.StatusCode:
     return next(code for code in grpc.StatusCode if code.value[0] == number)
 
 
+def _enter_failure(record: CallRecord, code: grpc.StatusCode) -> None:
+    try:
+        record.end(code.name)
+    except Exception as error:  # the call has failed already, and that is what its client is told
+        log("audit_failed", level=logging.ERROR, request_id=record.request_id, type=type(error).__name__)
+
+
 def _tolerant(deserialize: Callable[[bytes], Message]) -> Callable[[bytes], Message | InvalidInputError]:
     """Return a deserializer that hands on what is wrong; gRPC would answer INTERNAL without saying it."""
 
@@ -241,8 +274,9 @@ def _tolerant(deserialize: Callable[[bytes], Message]) -> Callable[[bytes], Mess
     return decode
 
 
-def _checked(request: Message | InvalidInputError, watch: Watch) -> Message:
+def _checked(request: Message | InvalidInputError, watch: Watch, record: CallRecord) -> Message:
     if isinstance(request, InvalidInputError):
         raise request
     watch.count_request(request.ByteSize())
+    record.see(request)
     return request

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,9 @@ from grpc_reflection.v1alpha import reflection
 from mmecg.errors import ConfigError
 from mmecg.labels.report_miner import ReportMiner
 from mmecg.retriever import Retriever
+from mmecg_server.admission import Doorkeeper
+from mmecg_server.audit import Audit
+from mmecg_server.auth import Authenticator
 from mmecg_server.batching import BatchingEncoder
 from mmecg_server.call import staged
 from mmecg_server.config import ServerConfig
@@ -23,6 +25,7 @@ from mmecg_server.label_service import add_label_mining_service
 from mmecg_server.metrics import Metrics, MetricsEndpoint
 from mmecg_server.prediction_service import add_prediction_service
 from mmecg_server.service import PREDICTION, SERVICES, Backend, add_services
+from mmecg_server.tls import ServerCertificates
 from mmecg_server.tracing import Tracing, open_tracing
 
 if TYPE_CHECKING:
@@ -32,6 +35,8 @@ SPARE_THREADS = 8
 """Threads beyond those of admitted calls: they answer health checks, and refuse calls beyond the limits at once."""
 
 KEEPALIVE_MS = 30_000
+HANDSHAKE_MS = 10_000
+"""Time for a connection to become one: a stranger that says nothing holds a file handle no longer."""
 
 
 class Server:
@@ -67,16 +72,23 @@ class Server:
         self._backend = Backend(self._gate, limits)
         self._encoder: BatchingEncoder | None = None
         self._stopped = False
+        self._authenticator = Authenticator(config.auth)
+        doorkeeper = Doorkeeper(self._authenticator, limits)
+        self._interceptor = CallInterceptor(self._gate, limits, self.metrics, self._tracing, doorkeeper)
+        self._certificates = ServerCertificates(config.tls) if config.tls.certificate is not None else None
         threads = limits.max_in_flight + limits.max_streams + SPARE_THREADS
         self._server = grpc.server(
             ThreadPoolExecutor(threads, thread_name_prefix="call"),
-            interceptors=[CallInterceptor(self._gate, limits, self.metrics, self._tracing)],
+            interceptors=[self._interceptor],
             options=[
                 ("grpc.max_receive_message_length", limits.max_message_bytes),
                 ("grpc.max_send_message_length", limits.max_message_bytes),
                 # A second server on the same port would take half of the calls without a word.
                 ("grpc.so_reuseport", 0),
                 ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+                ("grpc.max_allowed_incoming_connections", limits.max_connections),
+                ("grpc.max_connection_idle_ms", round(1000 * limits.connection_idle_s)),
+                ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
             ],
             # The bound behind the bound: more calls than threads are refused by gRPC itself.
             maximum_concurrent_rpcs=2 * threads,
@@ -96,7 +108,13 @@ class Server:
         self.metrics_port = None if self._endpoint is None else self._endpoint.port
         self._server.start()
 
-    def serve(self, retriever: Retriever, miner: ReportMiner | None = None, predictor: Predictor | None = None) -> None:
+    def serve(
+        self,
+        retriever: Retriever,
+        miner: ReportMiner | None = None,
+        predictor: Predictor | None = None,
+        audit: Audit | None = None,
+    ) -> None:
         """Answer calls from now on, with concurrent calls sharing encoder batches.
 
         Parameters
@@ -107,7 +125,10 @@ class Server:
             Without one, it is made when labels are first asked for.
         predictor : Predictor, optional
             Around the bare encoder and the same corpus. Without one, nothing is predicted.
+        audit : callable, optional
+            Told of every call; see :mod:`mmecg_server.audit`.
         """
+        self._interceptor.audit = audit
         limits = self._config.limits
         self._encoder = BatchingEncoder(
             retriever.encoder,
@@ -126,6 +147,12 @@ class Server:
         if predictor is None:
             self._health.set(PREDICTION, health_pb2.HealthCheckResponse.NOT_SERVING)
 
+    def reload(self) -> None:
+        """Read principals, keys and certificates again; a file that cannot be used is logged and passed over."""
+        self._authenticator.reload()
+        if self._certificates is not None:
+            self._certificates.reload()
+
     def stop(self) -> None:
         """Say NOT_SERVING, refuse new calls, let running ones end within ``drain_s``, then close. Once is enough."""
         if self._stopped:
@@ -134,6 +161,7 @@ class Server:
         self._health.enter_graceful_shutdown()
         self._gate.drain()
         self._server.stop(self._config.drain_s).wait()
+        self._interceptor.slow_readers.close()
         if self._encoder is not None:
             self._encoder.close()
         if self._endpoint is not None:
@@ -155,21 +183,12 @@ class Server:
             self._health.set(name, status)
 
     def _bind(self) -> int:
-        config, tls = self._config, self._config.tls
+        config = self._config
         host = f"[{config.host}]" if ":" in config.host else config.host
         address = f"{host}:{config.port}"
         try:
-            if tls.certificate is None or tls.key is None:
+            if self._certificates is None:
                 return int(self._server.add_insecure_port(address))
-            return int(self._server.add_secure_port(address, _credentials(tls.certificate, tls.key, tls.client_ca)))
+            return int(self._server.add_secure_port(address, self._certificates.credentials()))
         except RuntimeError:
             raise ConfigError(f"address {address} cannot be bound; is another server there?") from None
-
-
-def _credentials(certificate: Path, key: Path, client_ca: Path | None) -> grpc.ServerCredentials:
-    try:
-        pair = (key.read_bytes(), certificate.read_bytes())
-        authority = None if client_ca is None else client_ca.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"TLS file {error.filename} cannot be read ({error.strerror})") from None
-    return grpc.ssl_server_credentials([pair], authority, require_client_auth=authority is not None)
