@@ -46,6 +46,19 @@ class IndexCache:
         self._saved_ann = self.index.state.segment.ann
         self._build_if_it_pays()
 
+    @property
+    def saved(self) -> int:
+        """Sequence number of the newest snapshot; -1 if there is none."""
+        return self._saved
+
+    @property
+    def snapshot_at(self) -> float | None:
+        """When the newest snapshot was written, seconds since 1970; None if there is none."""
+        try:
+            return (self._directory / self._name(self._saved)).stat().st_mtime
+        except FileNotFoundError:
+            return None
+
     def upsert(self, rows: NDArray[np.int64], embeddings: NDArray[np.float32]) -> None:
         """Apply what was committed, and start a compaction in the background if it pays."""
         self.index.upsert(rows, embeddings)

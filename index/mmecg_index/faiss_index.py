@@ -8,6 +8,7 @@ the state it found. :meth:`FaissIndex.compact` folds the tail into a new segment
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -55,6 +56,11 @@ class FaissIndex:
         FAISS factory string (``"Flat"``, ``"HNSW32"``, ``"IVF4096,SQ8"``, …) instead of the choice by size.
     target_recall : float
         Recall@10 that a build tunes the search effort for.
+
+    Attributes
+    ----------
+    compaction_s : float, optional
+        Duration of the last compaction.
     """
 
     def __init__(
@@ -69,6 +75,7 @@ class FaissIndex:
         self._write_lock = threading.Lock()
         self._compact_lock = threading.Lock()
         self._compacting = False
+        self.compaction_s: float | None = None
         self._state = State(empty_block(dim), empty_block(dim))
         # The tail's blocks are views of these buffers; writes go behind the end of every view.
         self._buffers = (self._state.tail.rows, self._state.tail.matrix)
@@ -110,7 +117,9 @@ class FaissIndex:
         The plan's engine is ``"exact"``, ``"exact_rows"``, or the factory string of the approximate index.
         """
         check_top_k(top_k)
-        return _search(self._state, check_vectors(queries, self.dim), top_k, None if rows is None else check_rows(rows))
+        return search_state(
+            self._state, check_vectors(queries, self.dim), top_k, None if rows is None else check_rows(rows)
+        )
 
     def search_without(self, queries: NDArray[np.float32], top_k: int, excluded: NDArray[np.int64]) -> IndexResult:
         """Return the best ``top_k`` of all rows but a few, without walking over all the others.
@@ -126,7 +135,7 @@ class FaissIndex:
         check_top_k(top_k)
         gone = check_rows(excluded)
         there = sum(len(block.positions(gone)) for block in state.blocks)
-        found = _search(state, check_vectors(queries, self.dim), top_k + there, None)
+        found = search_state(state, check_vectors(queries, self.dim), top_k + there)
         # Stable: what is excluded moves behind the rest, which keeps its order.
         order = np.argsort(np.isin(found.rows, gone), axis=1, kind="stable")[:, :top_k]
         rows = np.take_along_axis(found.rows, order, axis=1)
@@ -159,8 +168,10 @@ class FaissIndex:
             with self._write_lock:
                 old = self._state
                 self._compacting = True
+            started = time.monotonic()
             try:
                 self._swap(old, self._build(old, cancel, or_exact=or_exact))
+                self.compaction_s = time.monotonic() - started
             finally:
                 self._compacting = False
 
@@ -238,7 +249,10 @@ class FaissIndex:
         self._state = State(self._state.segment, Block(*self._buffers, np.ones(len(rows), np.bool_)))
 
 
-def _search(state: State, queries: NDArray[np.float32], top_k: int, wanted: NDArray[np.int64] | None) -> IndexResult:
+def search_state(
+    state: State, queries: NDArray[np.float32], top_k: int, wanted: NDArray[np.int64] | None = None
+) -> IndexResult:
+    """Return the best ``top_k`` of a state, or of the wanted ascending rows in it."""
     parts: list[Found] = []
     exact, passing = True, 0
     for block in state.blocks:
