@@ -20,8 +20,8 @@ from mmecg.datasets.splits import subject_groups
 from mmecg.ecg import LEADS, LIMB_LEADS, Ecg
 from mmecg.errors import InvalidInputError
 from mmecg.evaluation.cohort import Progress
-from mmecg.prediction.novelty import INPUT_LIMIT, ORDINARY, NoveltyDetector, standardise
-from mmecg.prediction.waveform import summarise
+from mmecg.prediction.novelty import INPUT_LIMIT, ORDINARY, NoveltyDetector, inputs_of, standardise
+from mmecg.prediction.waveform import points_right, summarise
 
 Encode = Callable[[Sequence[Ecg]], NDArray[np.float32]]
 
@@ -40,6 +40,9 @@ HIDDEN, EPOCHS, RATE, DECAY = 128, 12, 2e-3, 1e-2
 BATCH, STEPS = 512, 50
 ASYNCHRONY_S = 0.03
 """Most that a lead is late or early where leads were not sampled together, as those of LUDB seem to be."""
+
+RIGHT_AXIS_TIMES = 10
+"""How often the network sees an ordinary recording whose axis points to the right: rare, and like exchanged arms."""
 
 TEMPERATURES = np.geomspace(0.5, 4.0, 25)
 HELD_OUT = 5
@@ -182,6 +185,7 @@ def fit_novelty(
     *,
     features: NDArray[np.float32] | None = None,
     seed: int = 0,
+    share: float = 0.6,
     progress: Progress | None = None,
 ) -> NoveltyDetector:
     """Corrupt recordings and fit the detector on them.
@@ -196,12 +200,16 @@ def fit_novelty(
     features : float32, shape (n, features), optional
         Of the recordings as they are, if at hand.
     seed : int
+    share : float
+        See :func:`novelty_data`.
     progress : callable, optional
     """
     usable = [row for row, ecg in enumerate(ecgs) if ecg.lead_mask[:2].all() and ecg.signal.std(axis=1).any()]
     groups = subject_groups(np.asarray(subject_ids)[usable], HELD_OUT, seed=seed)
     known = None if features is None else features[usable]
-    data = novelty_data([ecgs[row] for row in usable], encode, features=known, seed=seed, progress=progress)
+    data = novelty_data(
+        [ecgs[row] for row in usable], encode, features=known, seed=seed, share=share, progress=progress
+    )
     return fit_detector(data, groups[data.source] == 0, seed=seed, progress=progress)
 
 
@@ -211,12 +219,14 @@ def fit_detector(
     """Fit on some recordings, and set temperature and thresholds on those held out: bool, shape (n,)."""
     training, validation = data.take(~held_out), data.take(held_out)
     classes = (ORDINARY, *sorted({name for name in data.name.tolist() if not name.startswith(ORDINARY)}))
-    inputs = np.concatenate([training.features, training.summary], axis=1)
+    inputs = inputs_of(training.features, training.summary)
     mean = np.nanmean(inputs, axis=0).astype(np.float32)
     scale = (np.nanstd(inputs, axis=0) + 1e-3).astype(np.float32)
     centre, whitening = _fit_distance(training, mean, scale)
+    right = np.char.startswith(training.name, ORDINARY) & points_right(training.summary)
+    shown = np.repeat(np.arange(len(right)), np.where(right, RIGHT_AXIS_TIMES, 1))
     hidden_weight, hidden_bias, weight, bias = _fit_network(
-        standardise(inputs, mean, scale), _targets(training, classes), len(classes), seed, progress
+        standardise(inputs, mean, scale)[shown], _targets(training, classes)[shown], len(classes), seed, progress
     )
     detector = NoveltyDetector(
         mean, scale, hidden_weight, hidden_bias, weight, bias, classes, centre, whitening, 0.0, FAR_SLOPE
@@ -250,7 +260,7 @@ def _fit_distance(
     data: NoveltyData, mean: NDArray[np.float32], scale: NDArray[np.float32]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return centre and whitening of the summaries of ordinary recordings and their versions."""
-    first = data.features.shape[1]
+    first = len(mean) - data.summary.shape[1]
     summary = data.summary[np.char.startswith(data.name, ORDINARY)]
     inputs = standardise(summary, mean[first:], scale[first:], limit=2 * INPUT_LIMIT).astype(np.float64)
     centre = inputs.mean(axis=0)

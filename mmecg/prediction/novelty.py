@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmecg.ecg import Ecg
-from mmecg.prediction.waveform import summarise
+from mmecg.prediction.waveform import align, summarise
 
 ORDINARY = "ordinary"
 UNKNOWN = "unknown"
@@ -59,7 +59,7 @@ class NoveltyDetector:
     Attributes
     ----------
     mean, scale : float32, shape (inputs,)
-        Of features and summary over the training recordings; inputs are the features, then the summary.
+        Of what :func:`inputs_of` gives over the training recordings.
     hidden_weight : float32, shape (inputs, hidden)
     hidden_bias : float32, shape (hidden,)
     weight : float32, shape (hidden, classes)
@@ -114,7 +114,7 @@ class NoveltyDetector:
 
     def logits(self, features: NDArray[np.float32], summary: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return the network's log-odds of the classes, up to a constant: float64, shape (n, classes)."""
-        inputs = standardise(np.concatenate([features, summary], axis=1), self.mean, self.scale)
+        inputs = standardise(inputs_of(features, summary), self.mean, self.scale)
         hidden = np.maximum(inputs @ self.hidden_weight + self.hidden_bias, 0)
         return np.asarray(hidden @ self.weight + self.bias, np.float64)
 
@@ -124,6 +124,11 @@ class NoveltyDetector:
         inputs = standardise(summary, self.mean[first:], self.scale[first:], limit=2 * INPUT_LIMIT)
         far = (inputs - self.centre) @ self.whitening
         return np.asarray(np.log(np.mean(np.square(far, dtype=np.float64), axis=1) + 1e-9))
+
+
+def inputs_of(features: _Array, summary: _Array) -> _Array:
+    """Return what the network sees: features, how leads point beside each other, summary; shape (n, inputs)."""
+    return np.concatenate([features, align(summary), summary], axis=1)
 
 
 def standardise(inputs: _Array, mean: _Array, scale: _Array, *, limit: float = INPUT_LIMIT) -> _Array:

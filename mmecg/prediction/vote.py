@@ -36,6 +36,8 @@ class Vote:
         Cosine, and weight of the vote; the weights sum to 1.
     values : float32, shape (k, labels)
         What each votes for.
+    studies : int
+        Coded studies of other subjects that could have voted.
     """
 
     shares: NDArray[np.float64]
@@ -43,6 +45,7 @@ class Vote:
     scores: NDArray[np.float64]
     weights: NDArray[np.float64]
     values: NDArray[np.float32]
+    studies: int
 
 
 class CohortVotes:
@@ -109,15 +112,17 @@ class CohortVotes:
             if votes.sum() >= self._k or depth >= MAX_TOP_K or found.rows[0][-1] < 0:
                 break
             depth = min(MAX_TOP_K, 2 * depth)
-        return self._count(table, places[votes][: self._k], scores[votes][: self._k])
+        return self._count(table, places[votes][: self._k], scores[votes][: self._k], others)
 
-    def _count(self, table: pl.DataFrame, places: NDArray[np.int64], scores: NDArray[np.float64]) -> Vote | None:
+    def _count(
+        self, table: pl.DataFrame, places: NDArray[np.int64], scores: NDArray[np.float64], studies: int
+    ) -> Vote | None:
         if not len(places):
             return None
         weights = vote_weights(scores)
         rows = table[places]
         values = np.stack([self._values_of(tuple(labels)) for labels in rows["labels"].to_list()])
-        return Vote(weights @ values, tuple(rows["study_id"].to_list()), scores, weights, values)
+        return Vote(weights @ values, tuple(rows["study_id"].to_list()), scores, weights, values, studies)
 
     def _coded_rows(self, table: pl.DataFrame) -> NDArray[np.bool_]:
         """Return which rows of the metadata list an SCP statement; remembered until a write changes the table."""

@@ -27,6 +27,48 @@ _GOLDBERGER = ((2, (-1, 1)), (3, (-0.5, -0.5)), (4, (1, -0.5)), (5, (-0.5, 1))) 
 OF_LEAD = np.concatenate([np.repeat(INDEPENDENT, _PARTS), [2, 3, 4, 5], INDEPENDENT, np.full(6 + len(BANDS_HZ), -1)])
 """The lead that each number belongs to, -1 for numbers of the whole recording: int64, shape (summary,)."""
 
+_MIDDLES_S = (np.array(EDGES_S[:-1]) + np.array(EDGES_S[1:])) / 2
+_WIDTHS = np.sqrt(np.diff(EDGES_S))
+_QRS = np.abs(_MIDDLES_S) < 0.09
+_WAVES = ((_MIDDLES_S > -0.25) & (_MIDDLES_S < -0.09), _QRS, _MIDDLES_S > 0.12)  # P, QRS, T
+_PAIRS = ((0, 6), (0, 7), (1, 6), (1, 7), (0, 2), (1, 2), (0, 1))  # of independent leads: I-V5, I-V6, II-V5, … I-II
+
+ALIGNED = len(_WAVES) * len(_PAIRS)
+"""Length of :func:`align`."""
+
+
+def align(summary: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return whether limb and chest leads point the same way: float32, shape (n, 21), -1 to 1, NaN without the leads.
+
+    Cosines between the P waves of I and V5, I and V6, II and V5, II and V6, I and V1, II and V1, I and II; then between
+    their QRS complexes, and their T waves. In a right axis I may point down, but then V6 mostly does too, or P stands
+    up; in exchanged arms I is the mirror image of V6.
+
+    Parameters
+    ----------
+    summary : float32, shape (n, summary)
+        Of :func:`summarise`.
+    """
+    beats = _beats_of(summary)
+    first, second = np.array(_PAIRS).T
+    found = []
+    for wave in _WAVES:
+        shape = beats[:, :, wave] * _WIDTHS[wave]
+        if wave is not _QRS:
+            shape = shape - shape.mean(axis=2, keepdims=True)
+        shape = shape / (np.sqrt(np.square(shape).sum(axis=2, keepdims=True)) + 1e-3)
+        found.append((shape[:, first] * shape[:, second]).sum(axis=2))
+    return np.concatenate(found, axis=1).astype(np.float32)
+
+
+def points_right(summary: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Return whether the QRS complex points to the right, down in lead I on the whole: bool, shape (n,)."""
+    return np.asarray((_beats_of(summary)[:, 0, _QRS] * _WIDTHS[_QRS] ** 2).sum(axis=1) < 0)
+
+
+def _beats_of(summary: NDArray[np.float32]) -> NDArray[np.float32]:
+    return summary[:, : len(INDEPENDENT) * _PARTS].reshape(-1, len(INDEPENDENT), _PARTS)
+
 
 def summarise(ecg: Ecg) -> NDArray[np.float32]:
     """Return a summary of a recording: float32, shape (summary,); NaN where a lead was not recorded.

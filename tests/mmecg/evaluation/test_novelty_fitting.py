@@ -7,11 +7,12 @@ from mmecg.datasets.corruptions import CORRUPTIONS, swap_electrodes
 from mmecg.datasets.other_signals import other_signal
 from mmecg.datasets.synthetic import synthetic_ecg
 from mmecg.ecg import LIMB_LEADS, Ecg
+from mmecg.evaluation import novelty_fitting
 from mmecg.evaluation.metrics import auroc
-from mmecg.evaluation.novelty_fitting import NoveltyData, fit_detector, fit_novelty, novelty_data
+from mmecg.evaluation.novelty_fitting import RIGHT_AXIS_TIMES, NoveltyData, fit_detector, fit_novelty, novelty_data
 from mmecg.prediction.novelty import ORDINARY, UNKNOWN, NoveltyDetector
 from mmecg.prediction.store import load_heads, save_heads
-from mmecg.prediction.waveform import summarise
+from mmecg.prediction.waveform import points_right, summarise
 
 KINDS = {*CORRUPTIONS, UNKNOWN}
 
@@ -80,6 +81,23 @@ def test_what_no_example_showed_is_far(data):
 def test_held_out_recordings_set_the_thresholds(data, detector):
     held_out = data.take((data.source % 5 == 0) & (data.name == ORDINARY))
     assert (detector.judge(held_out.features, held_out.summary).probability >= 0.5).mean() <= 0.06
+
+
+def test_rare_right_axes_are_shown_more_often(data, monkeypatch):
+    names = np.where(data.name == "limb_swap/RA-LA", "ordinary/right", data.name)
+    ordinary_ones, held_out = np.char.startswith(names, ORDINARY), data.source % 5 == 0
+    right = points_right(data.summary)
+    assert right[names == "ordinary/right"].mean() > 0.9
+    expected = np.where(right, RIGHT_AXIS_TIMES, 1)[ordinary_ones & ~held_out].sum()
+    shown, fit = [], novelty_fitting._fit_network
+
+    def watched(inputs, targets, *rest):
+        shown.append((targets == 0).sum())
+        return fit(inputs, targets, *rest)
+
+    monkeypatch.setattr(novelty_fitting, "_fit_network", watched)
+    fit_detector(NoveltyData(data.features, data.summary, names, data.source), held_out)
+    assert shown == [expected]
 
 
 def test_a_recording_is_judged_by_itself(detector):

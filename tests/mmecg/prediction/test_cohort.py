@@ -18,3 +18,11 @@ def test_unanimous_votes_stay_finite() -> None:
     ends = vote_logits(np.array([0.0, 1.0]))
     assert np.isfinite(ends).all()
     np.testing.assert_allclose(ends[0], -ends[1])
+
+
+def test_fewer_studies_vote_with_less_weight() -> None:
+    head = CohortHead(np.array([[0.8], [0.5]], np.float32), np.array([0.1], np.float32), 50, 100.0)
+    logits, votes = np.array([[-1.0]]), np.array([[0.9]])
+    moved = [(head.apply(logits, votes, studies) - logits).item() for studies in (20, 500, 2000, 100_000)]
+    np.testing.assert_allclose(moved[:2], [0.1 * moved[2], 0.5 * moved[2]])
+    assert moved[2] == moved[3] == (head.apply(logits, votes) - logits).item()

@@ -6,7 +6,7 @@ import pytest
 from mmecg.datasets.corruptions import invert, swap_electrodes
 from mmecg.datasets.synthetic import synthetic_ecg
 from mmecg.ecg import LEADS, Ecg
-from mmecg.prediction.waveform import BANDS_HZ, EDGES_S, OF_LEAD, summarise
+from mmecg.prediction.waveform import ALIGNED, BANDS_HZ, EDGES_S, OF_LEAD, align, points_right, summarise
 
 PARTS = len(EDGES_S) - 1
 BEAT = slice(0, 8 * PARTS)
@@ -81,3 +81,17 @@ def test_any_length_and_rate(seconds, rate):
 def test_a_constant_recording_is_summarised_too():
     ecg = Ecg(np.ones((12, 300), np.float32), 100.0, np.ones(12, bool))
     assert np.isfinite(summarise(ecg)).all()
+
+
+def test_exchanged_arms_turn_lead_i_against_the_chest_leads(ecg):
+    swapped = swap_electrodes(ecg, "RA", "LA")
+    summary = np.stack([summarise(one) for one in (ecg, swapped, ecg.select_leads(["II", "V1"]))])
+    found = align(summary)
+    assert found.shape == (3, ALIGNED)
+    waves = found.reshape(3, 3, 7)  # P, QRS, T; I-V5, I-V6, II-V5, II-V6, I-V1, II-V1, I-II
+    assert (np.abs(found[:2]) <= 1 + 1e-6).all()
+    assert (waves[0, :, 1] > 0.5).all(), "in P, QRS and T, I points where V6 does"
+    np.testing.assert_allclose(waves[1, :, :2], -waves[0, :, :2], atol=0.1)
+    assert np.isnan(waves[2, :, :5]).all()
+    np.testing.assert_allclose(waves[2, :, 5], waves[0, :, 5], atol=0.05)
+    assert points_right(summary).tolist() == [False, True, False]
