@@ -90,6 +90,10 @@ class PermissionDeniedError(MmecgError):
     """The caller is known but may not do this. It says nothing about whether what was named exists."""
 
 
+class ConflictError(MmecgError):
+    """What the caller wanted to change was changed by somebody else since it was read."""
+
+
 class ArtifactError(MmecgError):
     """A file that the operator provides is damaged, foreign or of another version."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zlib
 from dataclasses import asdict
@@ -28,21 +29,21 @@ DOCUMENT_VERSION = 1
 """Of what :func:`encode_study` writes; a document without a number is of version 1."""
 
 
+def content_hash(study: Study, secret: bytes) -> bytes:
+    """Return a keyed hash (16 bytes) over all that a study says but its id; how it is encoded has no part in it."""
+    content = {"subject_id": study.subject_id} | _describe(study)
+    if study.ecg is not None:
+        content |= {"rate": study.ecg.sampling_rate_hz, "leads": study.ecg.lead_mask.tolist()}
+    digest = hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), key=secret, digest_size=16)
+    if study.ecg is not None:
+        digest.update(np.ascontiguousarray(study.ecg.signal, "<f4").tobytes())
+    return digest.digest()
+
+
 def encode_study(study: Study) -> tuple[str, bytes | None]:
     """Return the document and the signal's bytes (None without an ECG)."""
     signal = None
-    document: dict[str, Any] = {
-        "version": DOCUMENT_VERSION,
-        "acquired_at": _render_time(study.acquired_at),
-        "report": asdict(study.report) if study.report else None,
-        "notes": [[note.text, note.kind, _render_time(note.written_at)] for note in study.notes],
-        "vitals": {name: value for name, value in asdict(study.vitals).items() if value is not None},
-        "labels": dict(study.labels),
-        "site": study.site,
-        "device": study.device,
-        "attributes": dict(study.attributes),
-        "quality": [],
-    }
+    document = {"version": DOCUMENT_VERSION} | _describe(study) | {"quality": []}
     if study.ecg is not None:
         encoding, signal = encode_signal(study.ecg.signal)
         document["ecg"] = encoding | {
@@ -176,6 +177,20 @@ def decode_vector(row: int, modality: str, fingerprint: str, data: bytes, crc: i
     if vector_checksum(row, modality, fingerprint, data) != crc:
         raise IndexFormatError("a stored embedding is damaged (checksum); restore the corpus from a backup")
     return np.frombuffer(data, "<f4").astype(np.float32)
+
+
+def _describe(study: Study) -> dict[str, Any]:
+    """Return what a study says beside its ids and its signal."""
+    return {
+        "acquired_at": _render_time(study.acquired_at),
+        "report": asdict(study.report) if study.report else None,
+        "notes": [[note.text, note.kind, _render_time(note.written_at)] for note in study.notes],
+        "vitals": {name: value for name, value in asdict(study.vitals).items() if value is not None},
+        "labels": dict(study.labels),
+        "site": study.site,
+        "device": study.device,
+        "attributes": dict(study.attributes),
+    }
 
 
 def _decode_ecg(described: dict[str, Any], data: bytes) -> Ecg:

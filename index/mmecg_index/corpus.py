@@ -6,96 +6,92 @@ answered after its commit reached the disk; a search sees it from then on.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from mmecg.embedding import EMBEDDING_DIM, MODALITIES
-from mmecg.errors import (
-    FingerprintMismatchError,
-    IndexFormatError,
-    QueryError,
-)
-from mmecg.search import (
-    MAX_TOP_K,
-    METADATA_SCHEMA,
-    CorpusStats,
-    Filter,
-    IndexResult,
-    Scope,
-    Target,
-    check_vectors,
-)
-from mmecg.study import Study
+from mmecg.errors import FingerprintMismatchError, IndexFormatError, MmecgError
+from mmecg.search import MAX_TOP_K, CorpusStats, Filter, IndexResult, Scope, Target
 from mmecg_index import database
 from mmecg_index.cache import IndexCache
-from mmecg_index.codec import (
-    check_study,
-    encode_study,
-    encode_vector,
-    metadata_record,
-    study_checksum,
-)
+from mmecg_index.database import Database, Synchronous
 from mmecg_index.durable import DirectoryLock, new_directory
+from mmecg_index.gauges import CorpusGauges, probe_recall, read_gauges
 from mmecg_index.passing import PassingRows
-from mmecg_index.queries import StudyQueries
 from mmecg_index.scope import ScopedCorpus, Views
+from mmecg_index.table import MetadataTable
+from mmecg_index.writer import RESERVE_BYTES, Stored, Writer, Written
+from mmecg_index.writes import StudyWrites
 
+_LOG = logging.getLogger(__name__)
 _FILE = "corpus.sqlite"
-_UPSERT = """
-INSERT INTO studies (study_id, subject_id, sort_time, sequence, document, crc, signal, site)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?)
-ON CONFLICT (study_id) DO UPDATE SET (subject_id, sort_time, sequence, document, crc, signal, site)
-    = (excluded.subject_id, excluded.sort_time, excluded.sequence, excluded.document, excluded.crc, excluded.signal,
-       excluded.site)
-RETURNING row
-"""
 
 
-class Corpus(StudyQueries):
+class Corpus(StudyWrites):
     """A :class:`~mmecg.search.CorpusStore` in a directory. Make one with :meth:`create`, use it with :meth:`open`.
 
-    Reads go on from many threads, also during a write; writes wait for each other. One process a directory.
+    Reads go on from many threads, also during a write; writes of many threads are committed together. One process a
+    directory.
+
+    Parameters
+    ----------
+    path : Path
+    factory : str, optional
+        FAISS factory string instead of the choice by size, or of the one that the corpus remembers.
+    synchronous : {"full", "normal"}
+        "full": what is acknowledged survives a power cut. "normal": the last writes may be lost by one, though not by
+        the end of the process; what is there is consistent either way.
+    reserve_bytes : int
+        Free bytes of the disk below which writes are refused.
     """
 
-    def __init__(self, path: Path, *, factory: str | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        factory: str | None = None,
+        synchronous: Synchronous = "full",
+        reserve_bytes: int = RESERVE_BYTES,
+    ) -> None:
         if not (path / _FILE).is_file():
             raise IndexFormatError(f"{path} holds no corpus; make one with `mmecg build`")
         self.path = path
-        self._write_lock = threading.RLock()
-        self._table_lock = threading.Lock()
-        self._lock = DirectoryLock(path)
-        self._caches: dict[str, IndexCache] = {}
         self._closed = False
-        self._views = Views(self)
-        try:
-            self._database = database.Database(path / _FILE)
-            try:
-                self._pending: dict[int, tuple[Any, ...] | None] = {}
-                self._table = self._read_table()
-                self._passing = PassingRows(self._table)
-                factory = factory or self._database.factory
-                for modality in MODALITIES:
-                    self._caches[modality] = IndexCache(path / "index", modality, self._database, factory=factory)
-                if factory is not None:
-                    self._database.remember_factory(factory)
-            except BaseException:
-                for cache in self._caches.values():
-                    cache.close()
-                self._database.close()
-                raise
-        except BaseException:
-            self._lock.release()
-            raise
+        self._caches: dict[str, IndexCache] = {}
+        with ExitStack() as stack:
+            stack.callback(DirectoryLock(path).release)
+            self._database = Database(path / _FILE, synchronous=synchronous)
+            stack.callback(self._database.close)
+            self._writer = Writer(self._database, self._publish, reserve_bytes=reserve_bytes)
+            self._table = MetadataTable(self._database)
+            self._passing = PassingRows(self._table.current())
+            factory = factory or self._database.factory
+            for modality in MODALITIES:
+                self._caches[modality] = cache = IndexCache(path / "index", modality, self._database, factory=factory)
+                stack.callback(cache.close)
+            if factory is not None:
+                self._database.remember_factory(factory)
+            self._views = Views(self)
+            stack.callback(self._views.close)
+            self._resources = stack.pop_all()
 
     @classmethod
-    def create(cls, path: Path, fingerprint: str, *, dim: int = EMBEDDING_DIM, factory: str | None = None) -> Corpus:
+    def create(
+        cls,
+        path: Path,
+        fingerprint: str,
+        *,
+        dim: int = EMBEDDING_DIM,
+        factory: str | None = None,
+        synchronous: Synchronous = "full",
+        reserve_bytes: int = RESERVE_BYTES,
+    ) -> Corpus:
         """Make an empty corpus and open it.
 
         Parameters
@@ -106,8 +102,8 @@ class Corpus(StudyQueries):
             Fingerprint of the bundle whose embeddings it will hold.
         dim : int
             Length of an embedding.
-        factory : str, optional
-            FAISS factory string instead of the choice by size; the corpus remembers it.
+        factory, synchronous, reserve_bytes
+            See :class:`Corpus`; the corpus remembers ``factory``.
 
         Raises
         ------
@@ -117,11 +113,19 @@ class Corpus(StudyQueries):
         path = path.absolute()
         with new_directory(path) as directory:
             database.create(directory / _FILE, fingerprint=fingerprint, dim=dim)
-        return cls(path, factory=factory)
+        return cls(path, factory=factory, synchronous=synchronous, reserve_bytes=reserve_bytes)
 
     @classmethod
-    def open(cls, path: Path, fingerprint: str, *, factory: str | None = None) -> Corpus:
-        """Open a corpus, with the factory string that it remembers unless another is given.
+    def open(
+        cls,
+        path: Path,
+        fingerprint: str,
+        *,
+        factory: str | None = None,
+        synchronous: Synchronous = "full",
+        reserve_bytes: int = RESERVE_BYTES,
+    ) -> Corpus:
+        """Open a corpus; one of an older format version is brought to the current one first.
 
         Raises
         ------
@@ -132,7 +136,7 @@ class Corpus(StudyQueries):
         NotReadyError
             Another process uses it.
         """
-        corpus = cls(path.absolute(), factory=factory)
+        corpus = cls(path.absolute(), factory=factory, synchronous=synchronous, reserve_bytes=reserve_bytes)
         if corpus.fingerprint != fingerprint:
             corpus.close()
             raise FingerprintMismatchError(got=corpus.fingerprint, expected=fingerprint, what="corpus")
@@ -144,66 +148,9 @@ class Corpus(StudyQueries):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def upsert(self, studies: Sequence[Study], embeddings: Sequence[Mapping[str, NDArray[np.float32]]]) -> int:
-        """Store studies durably, replacing those whose id is there; return the committed sequence number.
-
-        All of them are stored, or none. Of a repeated id the last counts.
-
-        Parameters
-        ----------
-        studies : sequence of Study
-        embeddings : sequence of mapping of modality to float32, shape (dim,), unit norm
-            One mapping a study; a modality that is left out is not found by a search of that target.
-        """
-        if len(studies) != len(embeddings):
-            raise QueryError(f"got {len(studies)} studies and {len(embeddings)} embeddings, expected one each")
-        last = {study.study_id: (study, vectors) for study, vectors in zip(studies, embeddings, strict=True)}
-        for _, vectors in last.values():
-            self._check_embeddings(vectors)
-        encoded = [encode_study(study) for study, _ in last.values()]
-        with self._write_lock:
-            rows: list[int] = []
-            with self._database.writing() as (connection, sequence):
-                for (study, vectors), (document, signal) in zip(last.values(), encoded, strict=True):
-                    time = database.sort_time(study.acquired_at)
-                    crc = study_checksum(study.study_id, study.subject_id, document)
-                    values = (study.study_id, study.subject_id, time, sequence, document, crc, signal, study.site)
-                    row = connection.execute(_UPSERT, values).fetchone()[0]
-                    connection.execute("DELETE FROM embeddings WHERE row = ?", (row,))
-                    connection.executemany(
-                        "INSERT INTO embeddings VALUES (?, ?, ?, ?, ?)",
-                        [encode_vector(row, name, self.fingerprint, vector) for name, vector in vectors.items()],
-                    )
-                    rows.append(row)
-            with self._table_lock:
-                for row, (study, _), (document, _) in zip(rows, last.values(), encoded, strict=True):
-                    self._pending[row] = metadata_record(row, study.study_id, study.subject_id, document)
-            self._update_indexes(rows, [vectors for _, vectors in last.values()])
-            return sequence
-
-    def delete(self, study_id: str) -> int:
-        """Delete a study; return the committed sequence number. Raises ``StudyNotFoundError``."""
-        with self._write_lock:
-            (row,) = self.rows([study_id]).tolist()
-            with self._database.writing() as (connection, sequence):
-                connection.execute("DELETE FROM studies WHERE row = ?", (row,))
-                connection.execute("INSERT INTO deletions VALUES (?, ?)", (row, sequence))
-            for cache in self._caches.values():
-                cache.index.remove(np.array([row], np.int64))
-            with self._table_lock:
-                self._pending[row] = None
-            return sequence
-
     def metadata(self) -> pl.DataFrame:
         """Return the metadata table (:data:`METADATA_SCHEMA`), ascending by row; an immutable snapshot."""
-        with self._table_lock:
-            if self._pending:
-                changed = pl.Series(list(self._pending), dtype=pl.Int64)
-                records = [record for record in self._pending.values() if record is not None]
-                kept = self._table.filter(~pl.col("row").is_in(changed.implode()))
-                self._table = pl.concat([kept, _table(records)]).sort("row")
-                self._pending = {}
-            return self._table
+        return self._table.current()
 
     def search(
         self,
@@ -215,28 +162,29 @@ class Corpus(StudyQueries):
     ) -> IndexResult:
         """Search the embeddings of one modality under a filter; queries: float32, shape (queries, dim), unit norm."""
         index = self._caches[target].index
-        where = where or Filter()
-        excluded = self._rows_of(where.exclude_subject_ids, where.exclude_study_ids)
-        where = replace(where, exclude_subject_ids=frozenset(), exclude_study_ids=frozenset())
-        if where == Filter() and top_k + len(excluded) <= MAX_TOP_K:
+        rest, excluded = self._split(where)
+        if rest == Filter() and top_k + len(excluded) <= MAX_TOP_K:
             return index.search_without(queries, top_k, excluded)
-        table, passing = self.metadata(), self._passing
-        if passing.table is not table:
-            self._passing = passing = PassingRows(table)
-        return index.search(queries, top_k, rows=passing.of(where, excluded))
+        return index.search(queries, top_k, rows=self._current().of(rest, excluded))
 
     def stats(self) -> CorpusStats:
         """Return what the corpus holds."""
         table = self.metadata()
-        with self._database.reading() as connection:
-            (sequence,) = connection.execute("SELECT sequence FROM corpus").fetchone()
         return CorpusStats(
             studies=len(table),
             subjects=table["subject_id"].n_unique(),
             embeddings={modality: len(cache.index) for modality, cache in self._caches.items()},
             fingerprint=self.fingerprint,
-            sequence=sequence,
+            sequence=self.sequence,
         )
+
+    def gauges(self) -> CorpusGauges:
+        """Return its present state, for whoever runs it."""
+        return read_gauges(self._database, self._caches, searchable=self.sequence, writable=self.writable)
+
+    def probe_recall(self, modality: str, wait: Callable[[float], object]) -> float | None:
+        """Return the recall of an index, scanned in the background; see :func:`mmecg_index.gauges.probe_recall`."""
+        return probe_recall(self._caches[modality].index, wait)
 
     def within(self, scope: Scope) -> ScopedCorpus:
         """Return a view for which nothing outside a scope is there."""
@@ -246,51 +194,50 @@ class Corpus(StudyQueries):
         """Build what approximate indexes the size calls for, and save the indexes; searches and writes go on."""
         for cache in self._caches.values():
             cache.compact()
-        with self._write_lock:
+        with self._writer.exclusive():
+            self._writer.check(grows=False)
             for cache in self._caches.values():
                 cache.save()
 
     def close(self) -> None:
         """Save the indexes, release files and locks; harmless when done twice."""
-        with self._write_lock:
+        with self._writer.exclusive():
             if self._closed:
                 return
             self._closed = True
-            self._views.close()
-            try:
+            with self._resources:
                 for cache in self._caches.values():
                     cache.close()
+                if not self.writable:  # the indexes may lack what is stored
+                    return
+                for cache in self._caches.values():
                     cache.save()
-            finally:
-                self._database.close()
-                self._lock.release()
+                try:
+                    self._writer.checkpoint("TRUNCATE")
+                except MmecgError as error:
+                    _LOG.error("the log was not moved into the database; that is done at the next start: %s", error)
 
-    def _check_embeddings(self, vectors: Mapping[str, NDArray[np.float32]]) -> None:
-        for name, vector in vectors.items():
-            if name not in MODALITIES:
-                raise QueryError(f"modality {str(name)[:20]!r} is unknown, expected one of {', '.join(MODALITIES)}")
-            check_vectors(np.asarray(vector)[None], self._database.dim)
+    def _current(self) -> PassingRows:
+        table, passing = self.metadata(), self._passing
+        if passing.table is not table:
+            self._passing = passing = PassingRows(table)
+        return passing
 
-    def _update_indexes(self, rows: Sequence[int], embeddings: Sequence[Mapping[str, NDArray[np.float32]]]) -> None:
+    def _publish(self, written: Sequence[Written]) -> None:
+        """Bring what is searched up to what was committed: first what is new, last what is gone from the table."""
+        rows: dict[int, Stored | None] = {}
+        for each in written:
+            rows.update(each.rows)
+        if not rows:
+            return
+        self._table.change({row: stored.record for row, stored in rows.items() if stored is not None})
         for modality, cache in self._caches.items():
-            there = [
-                (row, vectors[modality]) for row, vectors in zip(rows, embeddings, strict=True) if modality in vectors
-            ]
-            missing = set(rows) - {row for row, _ in there}
-            if missing:
-                cache.index.remove(np.array(sorted(missing), np.int64))
+            there = {
+                row: stored.embeddings[modality]
+                for row, stored in rows.items()
+                if stored is not None and modality in stored.embeddings
+            }
+            cache.index.remove(np.array(sorted(rows.keys() - there.keys()), np.int64))
             if there:
-                cache.upsert(np.array([row for row, _ in there], np.int64), np.stack([vector for _, vector in there]))
-
-    def _read_table(self) -> pl.DataFrame:
-        with self._database.reading() as connection:
-            found = connection.execute("SELECT row, study_id, subject_id, document, crc FROM studies ORDER BY row")
-            records = []
-            for row, study_id, subject_id, document, crc in found:
-                check_study(study_id, subject_id, document, crc)
-                records.append(metadata_record(row, study_id, subject_id, document))
-        return _table(records)
-
-
-def _table(records: list[tuple[Any, ...]]) -> pl.DataFrame:
-    return pl.DataFrame(records, schema=METADATA_SCHEMA, orient="row")
+                cache.upsert(np.array(list(there), np.int64), np.stack(list(there.values())))
+        self._table.change({row: None for row, stored in rows.items() if stored is None})

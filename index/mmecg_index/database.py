@@ -10,28 +10,43 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from mmecg.errors import IndexFormatError, NotReadyError, SubjectNotFoundError
+from mmecg.errors import IndexFormatError, NotReadyError, OverloadedError, SubjectNotFoundError
 from mmecg.study import without_zone
 from mmecg_index import schema
 
+Synchronous = Literal["full", "normal"]
+
 _MAX_VALUES = 500
 """Values of one statement; SQLite takes no more than 999 everywhere."""
+
+_LOG_BYTES = 8 * 2**20
+"""Of the write-ahead log, from which on it is moved into the file."""
+
+_FAULTS = (
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_NOTADB,
+    sqlite3.SQLITE_READONLY,
+)
 
 _UNKNOWN_TIME = "~"
 """Sorts behind every time."""
 
 
-def connect(path: Path) -> sqlite3.Connection:
-    """Open a connection whose commits survive a power cut (write-ahead log, synchronous FULL)."""
+def connect(path: Path, synchronous: Synchronous = "full") -> sqlite3.Connection:
+    """Open a connection with a write-ahead log, whose commits survive a power cut if ``synchronous`` is full."""
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     try:
         connection.execute("PRAGMA busy_timeout = 10000")
         connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(f"PRAGMA synchronous = {synchronous}")
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA secure_delete = ON")
+        # SQLite keeps quiet about a checkpoint of its own that fails, so the writer does them.
+        connection.execute("PRAGMA wal_autocheckpoint = 0")
+        connection.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES}")
     except BaseException:
         connection.close()
         raise
@@ -46,6 +61,30 @@ def create(path: Path, *, fingerprint: str, dim: int) -> None:
         schema.create_tables(connection, fingerprint=fingerprint, dim=dim)
     finally:
         connection.close()
+
+
+def is_fault(error: sqlite3.Error) -> bool:
+    """Return True for an error of the disk or of the file, after which nobody knows what is stored."""
+    return _code(error) in _FAULTS
+
+
+def translated(error: sqlite3.Error) -> Exception:
+    """Return what a caller is told about an error that is not of the program's making; else the error itself."""
+    code = _code(error)
+    if code == sqlite3.SQLITE_FULL:
+        return OverloadedError("the disk of the corpus is full; make room, then send it again")
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return OverloadedError("the corpus is held by another program; send it again")
+    if code == sqlite3.SQLITE_CANTOPEN:
+        return NotReadyError("the corpus cannot be opened again now (too many open files?); send it again")
+    if code in _FAULTS or not isinstance(error, sqlite3.OperationalError | sqlite3.ProgrammingError):
+        return _damaged()
+    return error
+
+
+def next_sequence(connection: sqlite3.Connection) -> int:
+    """Return the number of the write that the connection is in the middle of."""
+    return int(connection.execute("UPDATE corpus SET sequence = sequence + 1 RETURNING sequence").fetchone()[0])
 
 
 def select_in(
@@ -83,7 +122,24 @@ def select_earlier(
 class Database:
     """One connection that writes, and as many that read as there are threads reading at the same time.
 
-    The caller sees to it that only one thread writes, or closes, at a time.
+    Parameters
+    ----------
+    path : Path
+    synchronous : {"full", "normal"}
+        When a commit is on the disk: at once, or with the next checkpoint.
+
+    Attributes
+    ----------
+    path : Path
+    writer : sqlite3.Connection
+        For one thread at a time; see :mod:`mmecg_index.writer`.
+    fingerprint : str
+        Of the bundle whose embeddings are searched.
+    dim : int
+    secret : bytes
+        Key of the hashes that are stored, and of page tokens.
+    factory : str, optional
+        FAISS factory string that was asked for.
 
     Raises
     ------
@@ -91,24 +147,25 @@ class Database:
         The file is damaged, not a corpus, or of another version.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, *, synchronous: Synchronous = "full") -> None:
+        self.path = path
+        self._log = path.with_name(path.name + "-wal")
         self._closed = False
         self._idle: queue.LifoQueue[sqlite3.Connection] = queue.LifoQueue()
         try:
-            self._writer = connect(path)
+            self.writer = connect(path, synchronous)
         except sqlite3.DatabaseError as error:
             raise _damaged(path) from error
         try:
-            schema.migrate(self._writer, path)
-            fingerprint, dim = self._writer.execute("SELECT fingerprint, dim FROM corpus").fetchone()
-            settings = dict(self._writer.execute("SELECT name, value FROM settings").fetchall())
+            schema.migrate(self.writer, path)
+            fingerprint, dim = self.writer.execute("SELECT fingerprint, dim FROM corpus").fetchone()
+            settings = dict(self.writer.execute("SELECT name, value FROM settings").fetchall())
             secret = bytes.fromhex(settings["secret"])
         except (sqlite3.DatabaseError, KeyError, TypeError, ValueError) as error:
-            self._writer.close()
+            self.writer.close()
             raise _damaged(path) from error
         except IndexFormatError:
-            self._writer.close()
+            self.writer.close()
             raise
 
         self.fingerprint: str = fingerprint
@@ -116,59 +173,83 @@ class Database:
         self.secret: bytes = secret
         self.factory: str | None = settings.get("factory")
 
+    @property
+    def sequence(self) -> int:
+        """Number of the last committed write."""
+        with self.reading() as connection:
+            return int(connection.execute("SELECT sequence FROM corpus").fetchone()[0])
+
     def remember_factory(self, factory: str) -> None:
         """Store the FAISS factory string that was asked for, for the next time the corpus is opened."""
         if factory != self.factory:
-            self._writer.execute("INSERT OR REPLACE INTO settings VALUES ('factory', ?)", (factory,))
+            self.writer.execute("INSERT OR REPLACE INTO settings VALUES ('factory', ?)", (factory,))
             self.factory = factory
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """Give a connection to read from; every statement sees the last commit."""
-        self._check_open()
-        try:
-            connection = self._idle.get_nowait()
-        except queue.Empty:
-            connection = connect(self._path)
-            connection.execute("PRAGMA query_only = ON")
-        try:
-            yield connection
-        except (sqlite3.OperationalError, sqlite3.ProgrammingError):
-            raise
-        except sqlite3.DatabaseError as error:
-            raise _damaged() from error
-        finally:
-            if self._closed:
-                connection.close()
-            else:
-                self._idle.put(connection)
+        """Give a connection to read from; every statement sees the last commit.
 
-    @contextmanager
-    def writing(self) -> Iterator[tuple[sqlite3.Connection, int]]:
-        """Give the connection and the new sequence number; commit durably on leaving, roll back on an exception."""
-        self._check_open()
-        self._writer.execute("BEGIN IMMEDIATE")
+        Raises
+        ------
+        IndexFormatError
+            The file is damaged.
+        NotReadyError
+            The corpus is closed.
+        """
+        self.check_open()
         try:
-            (sequence,) = self._writer.execute(
-                "UPDATE corpus SET sequence = sequence + 1 RETURNING sequence"
-            ).fetchone()
-            yield self._writer, sequence
-            self._writer.execute("COMMIT")
-        except BaseException:
-            if self._writer.in_transaction:
-                self._writer.execute("ROLLBACK")
-            raise
+            try:
+                connection = self._idle.get_nowait()
+            except queue.Empty:
+                connection = self._open_reader()
+            try:
+                yield connection
+            finally:
+                self._give_back(connection)
+        except sqlite3.Error as error:
+            told = translated(error)
+            if told is error:
+                raise
+            raise told from error
+
+    @property
+    def checkpoint_is_due(self) -> bool:
+        """True if the log has grown so long that it should be moved into the file."""
+        try:
+            return self._log.stat().st_size > _LOG_BYTES
+        except FileNotFoundError:
+            return False
+
+    def checkpoint(self, mode: str = "PASSIVE") -> None:
+        """Move the log into the file; what is being read stays in the log."""
+        self.writer.execute(f"PRAGMA wal_checkpoint({mode})").fetchall()
+
+    def check_open(self) -> None:
+        """Raise ``NotReadyError`` if it is closed."""
+        if self._closed:
+            raise NotReadyError("the corpus is closed; open it again")
 
     def close(self) -> None:
         """Close every connection; harmless when done twice."""
         self._closed = True
         while not self._idle.empty():
             self._idle.get_nowait().close()
-        self._writer.close()
+        self.writer.close()
 
-    def _check_open(self) -> None:
+    def _open_reader(self) -> sqlite3.Connection:
+        connection = connect(self.path)
+        connection.execute("PRAGMA query_only = ON")
+        return connection
+
+    def _give_back(self, connection: sqlite3.Connection) -> None:
         if self._closed:
-            raise NotReadyError("the corpus is closed; open it again")
+            connection.close()
+        else:
+            self._idle.put(connection)
+
+
+def _code(error: sqlite3.Error) -> int:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
 def _damaged(path: Path | None = None) -> IndexFormatError:

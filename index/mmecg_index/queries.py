@@ -7,6 +7,7 @@ Each method is one statement, or a few, over the connections of ``_database``. S
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -14,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmecg.errors import QueryError, StudyNotFoundError
-from mmecg.search import MAX_PAGE_SIZE
+from mmecg.search import MAX_PAGE_SIZE, Filter
 from mmecg.study import Study
 from mmecg_index import database
-from mmecg_index.codec import check_study, decode_study, decode_vector
+from mmecg_index.codec import check_study, content_hash, decode_study, decode_vector
 from mmecg_index.paging import parse_token, render_token
+from mmecg_index.passing import PassingRows
 
 
 class StudyQueries:
@@ -41,17 +43,18 @@ class StudyQueries:
         IndexFormatError
             What is stored is damaged.
         """
-        signal = "signal" if with_signal else "NULL"
-        query = f"SELECT study_id, crc, subject_id, document, {signal} FROM studies"  # noqa: S608
-        stored: dict[str, tuple[Any, ...]] = {}
-        with self._database.reading() as connection:
-            for study_id, crc, *content in database.select_in(connection, query, "study_id", study_ids):
-                check_study(study_id, content[0], content[1], crc)
-                stored[study_id] = tuple(content)
-        for study_id in study_ids:
-            if study_id not in stored:
-                raise StudyNotFoundError(f"study {study_id!r} is not in the corpus; list the studies it holds")
-        return [decode_study(study_id, *stored[study_id]) for study_id in study_ids]
+        return [study for study, *_ in self._stored(study_ids, with_signal=with_signal)]
+
+    def tagged(self, study_ids: Sequence[str], *, with_signal: bool = True) -> list[tuple[Study, str]]:
+        """Return what :meth:`get` does, each study with the tag that changes whenever its content does."""
+        found = []
+        for study, content, _ in self._stored(study_ids, with_signal=with_signal):
+            if content is None:  # written by a release that kept none
+                ((whole, content, _),) = self._stored([study.study_id], with_signal=True)
+                content = content or content_hash(whole, self._database.secret)
+                study = whole if with_signal else replace(whole, ecg=None)
+            found.append((study, content.hex()))
+        return found
 
     def list_studies(
         self, *, subject_id: str | None = None, page_size: int = 100, page_token: str = ""
@@ -121,9 +124,38 @@ class StudyQueries:
             for study_id in study_ids:
                 stored = connection.execute("SELECT row FROM studies WHERE study_id = ?", (study_id,)).fetchone()
                 if stored is None:
-                    raise StudyNotFoundError(f"study {study_id!r} is not in the corpus; list the studies it holds")
+                    raise not_found(study_id)
                 found.append(stored[0])
         return np.array(found, np.int64)
+
+    def _stored(self, study_ids: Sequence[str], *, with_signal: bool) -> list[tuple[Study, bytes | None, int]]:
+        """Return studies with their content hash and the number of the write that stored them."""
+        signal = "signal" if with_signal else "NULL"
+        query = f"SELECT study_id, crc, content_hash, sequence, subject_id, document, {signal} FROM studies"  # noqa: S608
+        stored: dict[str, tuple[Any, ...]] = {}
+        with self._database.reading() as connection:
+            for study_id, crc, *content in database.select_in(connection, query, "study_id", study_ids):
+                check_study(study_id, content[2], content[3], crc)
+                stored[study_id] = tuple(content)
+        for study_id in study_ids:
+            if study_id not in stored:
+                raise not_found(study_id)
+        return [(decode_study(one, *stored[one][2:]), *stored[one][:2]) for one in study_ids]
+
+    def count(self, where: Filter | None = None) -> int:
+        """Return how many studies pass a filter."""
+        rest, excluded = self._split(where)
+        return len(self._current().of(rest, excluded))
+
+    def _current(self) -> PassingRows:
+        """Return filters over the metadata as it is now."""
+        raise NotImplementedError
+
+    def _split(self, where: Filter | None) -> tuple[Filter, NDArray[np.int64]]:
+        """Return a filter without whom it excludes, and their rows."""
+        where = where or Filter()
+        excluded = self._rows_of(where.exclude_subject_ids, where.exclude_study_ids)
+        return replace(where, exclude_subject_ids=frozenset(), exclude_study_ids=frozenset()), excluded
 
     def _rows_of(self, subject_ids: frozenset[str], study_ids: frozenset[str]) -> NDArray[np.int64]:
         """Return the rows of subjects and of studies; who is not there is passed over."""
@@ -135,3 +167,8 @@ class StudyQueries:
                 for (row,) in connection.execute(f"SELECT row FROM studies WHERE {column} = ?", (value,))  # noqa: S608
             ]
         return np.array(found, np.int64)
+
+
+def not_found(study_id: str) -> StudyNotFoundError:
+    """Return the error; the same whether a study is nowhere or outside the scope."""
+    return StudyNotFoundError(f"study {study_id!r} is not in the corpus; list the studies it holds")

@@ -12,7 +12,6 @@ import queue
 import sqlite3
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -22,12 +21,10 @@ import polars as pl
 from numpy.typing import NDArray
 
 from mmecg.embedding import MODALITIES
-from mmecg.errors import PermissionDeniedError
 from mmecg.search import CorpusStats, CorpusStore, Filter, IndexResult, Scope, Target
-from mmecg.study import Study
-from mmecg_index.database import Database, select_in
+from mmecg_index.database import Database
 from mmecg_index.passing import PassingRows
-from mmecg_index.queries import StudyQueries
+from mmecg_index.writes import StudyWrites
 
 if TYPE_CHECKING:
     from mmecg_index.corpus import Corpus
@@ -92,10 +89,11 @@ class ScopedDatabase(Database):
         connection.close()
 
     def check_open(self) -> None:
+        """Raise ``NotReadyError`` if the corpus is closed."""
         self._database.check_open()
 
 
-class ScopedCorpus(StudyQueries):
+class ScopedCorpus(StudyWrites):
     """A :class:`~mmecg.search.CorpusStore` that holds what is inside a scope; made by ``Corpus.within``.
 
     Parameters
@@ -108,29 +106,10 @@ class ScopedCorpus(StudyQueries):
         self.scope = scope
         self._corpus = corpus
         self._database = ScopedDatabase(corpus._database, scope)
+        self._writer = corpus._writer
         self._lock = threading.Lock()
         self._passing = PassingRows(pl.DataFrame())
         self._whole: pl.DataFrame | None = None
-
-    def upsert(self, studies: Sequence[Study], embeddings: Sequence[Mapping[str, NDArray[np.float32]]]) -> int:
-        """Store studies durably; see :meth:`Corpus.upsert`.
-
-        Raises
-        ------
-        PermissionDeniedError
-            A study, or the one of that id that is there, is outside; nothing was stored.
-        """
-        if not all(self.scope.allows(study.subject_id, study.site) for study in studies):
-            raise _outside()
-        with self._corpus._write_lock:
-            self._check_replaced([study.study_id for study in studies])
-            return self._corpus.upsert(studies, embeddings)
-
-    def delete(self, study_id: str) -> int:
-        """Delete a study. Raises ``StudyNotFoundError``, also for one outside."""
-        with self._corpus._write_lock:
-            self.rows([study_id])
-            return self._corpus.delete(study_id)
 
     def metadata(self) -> pl.DataFrame:
         """Return the metadata of what is inside; the same object until something changes."""
@@ -145,10 +124,8 @@ class ScopedCorpus(StudyQueries):
         where: Filter | None = None,
     ) -> IndexResult:
         """Search what is inside, under a filter."""
-        passing, where = self._current(), where or Filter()
-        excluded = self._rows_of(where.exclude_subject_ids, where.exclude_study_ids)
-        where = replace(where, exclude_subject_ids=frozenset(), exclude_study_ids=frozenset())
-        found = self._corpus._caches[target].index.search(queries, top_k, rows=passing.of(where, excluded))
+        rest, excluded = self._split(where)
+        found = self._corpus._caches[target].index.search(queries, top_k, rows=self._current().of(rest, excluded))
         total = self._count_embeddings(target)
         return replace(found, plan=replace(found.plan, rows_total=total))
 
@@ -160,7 +137,7 @@ class ScopedCorpus(StudyQueries):
             subjects=table["subject_id"].n_unique(),
             embeddings={modality: self._count_embeddings(modality) for modality in MODALITIES},
             fingerprint=self.fingerprint,
-            sequence=self._corpus.stats().sequence,
+            sequence=self.sequence,
         )
 
     def within(self, scope: Scope) -> CorpusStore:
@@ -170,14 +147,6 @@ class ScopedCorpus(StudyQueries):
     def close(self) -> None:
         """Close the connections of the view; the corpus stays open."""
         self._database.close()
-
-    def _check_replaced(self, study_ids: Sequence[str]) -> None:
-        """Refuse ids under which the corpus holds a study outside."""
-        query = "SELECT study_id FROM studies"
-        with self._corpus._database.reading() as all_of_it, self._database.reading() as inside:
-            stored, seen = (set(select_in(one, query, "study_id", study_ids)) for one in (all_of_it, inside))
-        if stored != seen:
-            raise _outside()
 
     def _current(self) -> PassingRows:
         whole = self._corpus.metadata()
@@ -225,13 +194,6 @@ class Views:
             for view in self._views.values():
                 view.close()
             self._views.clear()
-
-
-def _outside() -> PermissionDeniedError:
-    """Return the error; the same whether a study of that id is there or not."""
-    return PermissionDeniedError(
-        "a study is of a site or subject outside of what the caller may write, or takes the place of one; leave it out"
-    )
 
 
 def _limits(scope: Scope) -> str:

@@ -25,6 +25,7 @@ _BY_CODE: dict[int, type[MmecgError]] = {
     grpc.StatusCode.INVALID_ARGUMENT.value[0]: errors.InvalidInputError,
     grpc.StatusCode.NOT_FOUND.value[0]: errors.NotFoundError,
     grpc.StatusCode.ALREADY_EXISTS.value[0]: errors.AlreadyExistsError,
+    grpc.StatusCode.ABORTED.value[0]: errors.ConflictError,
     grpc.StatusCode.UNAUTHENTICATED.value[0]: errors.UnauthenticatedError,
     grpc.StatusCode.PERMISSION_DENIED.value[0]: errors.PermissionDeniedError,
     grpc.StatusCode.FAILED_PRECONDITION.value[0]: errors.ArtifactError,
