@@ -22,6 +22,7 @@ examples:
   mmecg predict --corpus corpus/ --ecg records/00001 --subject-id 4711 --as-of 1990-05-01T12:00
   mmecg predict --corpus corpus/ --study-id 17 --labels superclass,AFIB,snomed:164889003 --level 0.95
   mmecg predict --corpus corpus/ --study-id 17 --plot now.png --explain AFIB
+  mmecg predict --ecg r1 --note "known AF, on amiodarone"         what is stated counts like an earlier study
   mmecg predict --ecg r1 --prevalence AFIB=0.2,SR=0.7 --json       shifted to a site
 
 Earlier studies are those of the corpus strictly before --as-of. Research software, not a medical device.
@@ -47,7 +48,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     study.add_argument("--study-id", metavar="ID", help="a study of the corpus, whose labels are not read")
     parser.add_argument("--subject", "--subject-id", dest="subject_id", metavar="ID", help="the patient")
     parser.add_argument("--as-of", metavar="TIME", help="ISO 8601; only earlier studies count (time of the study)")
-    parser.add_argument("--vitals", metavar="NAME=VALUE,…", help="checked against earlier studies, else without effect")
+    parser.add_argument("--vitals", metavar="NAME=VALUE,…", help="age, sex, height and weight count")
+    parser.add_argument("--note", default="", metavar="TEXT", help="history or indication, written before the ECG")
     parser.add_argument("--labels", metavar="NAMES", help="all, superclass, statements, SYSTEM:CODE (all)")
     parser.add_argument("--level", type=float, default=0.9, help="coverage of the conformal sets, 0.5 to 0.99 (0.9)")
     parser.add_argument(
@@ -88,7 +90,9 @@ def run(args: argparse.Namespace) -> int:
     with open_retriever_of(bundle, args.corpus) as retriever:
         predictor = Predictor(bundle, retriever.corpus)
         study = recording or retriever.corpus.get([args.study_id])[0]
-        query = PredictionQuery(study=study, subject_id=args.subject_id, as_of=as_of, vitals=vitals, options=options)
+        query = PredictionQuery(
+            study=study, subject_id=args.subject_id, as_of=as_of, vitals=vitals, note=args.note, options=options
+        )
         found = predictor.predict_many([query])[0]
         maps = _explain(args, predictor, query, found)
         before = _earlier_ecg(predictor, found) if args.plot is not None else None

@@ -11,13 +11,12 @@ from mmecg.cli.output import describe_labels, describe_vitals, note, print_table
 
 if TYPE_CHECKING:
     from mmecg.plotting import Panel
+    from mmecg.prediction.measured import Comparison, MeasuredChange, Measurement
     from mmecg.prediction.query import PredictionQuery
     from mmecg.prediction.result import (
-        Comparison,
         LabelChange,
         LabelPrediction,
-        MeasuredChange,
-        Measurement,
+        NoteFinding,
         Prediction,
         Saliency,
     )
@@ -72,7 +71,7 @@ def print_prediction(found: Prediction, maps: Sequence[Saliency], *, everything:
         "ECG alone>",
         f"set at {found.level:.0%}",
         "decision",
-        "change",
+        "change, or why",
     ]
     print_table(_title(found), columns, rows)
     if found.priors:
@@ -85,6 +84,10 @@ def print_prediction(found: Prediction, maps: Sequence[Saliency], *, everything:
                 for one in found.priors
             ],
         )  # fmt: skip
+    if found.notes is not None:
+        said = [(one.finding, one.status, where_of(one)) for one in found.notes.said]
+        moved = f"; moved {describe_effects(found.notes.effects)}" if found.notes.effects else ""
+        note(f"notes say {', '.join(f'{finding} {status} ({where})' for finding, status, where in said)}{moved}")
     if found.neighbours:
         print_table(
             f"Similar studies of others, {min(_SHOWN_NEIGHBOURS, len(found.neighbours))} of {len(found.neighbours)}",
@@ -186,6 +189,11 @@ def span(days: float) -> str:
     return f"{days * 1440:.0f} min"
 
 
+def where_of(one: NoteFinding) -> str:
+    """Return where in which note something is said: ``note 0, 6-8``."""
+    return f"{'--note' if one.note < 0 else f'note {one.note}'}, {one.start}-{one.end}"
+
+
 def describe_effects(effects: Any) -> str:
     """Return what an earlier study moved, strongest first: ``+1.23 AFIB, -0.40 SR``."""
     strongest = list(effects.items())[:_SHOWN_EFFECTS]
@@ -211,7 +219,7 @@ def _label_row(one: LabelPrediction, change: LabelChange | None) -> list[str]:
     names = {True: "present", False: "absent"}
     if one.decision == "not_supported":
         return [one.label, _name(one.label), "", "", "", "", "not supported", one.reason]
-    word = f"{change.change}, {span(change.days_before)} ({change.prior_study_id})" if change else ""
+    word = f"{change.change}, {span(change.days_before)} ({change.prior_study_id})" if change else one.reason
     held = "or ".join(f"{names[value]} " for value in one.conformal_set).strip() or "neither"
     interval = f"{one.low:.2f}-{one.high:.2f}"
     return [
@@ -231,12 +239,17 @@ def _word(one: LabelPrediction, change: LabelChange | None) -> str:
 
 
 def _name(label: str) -> str:
+    """Return what a label means in words; of a code, what its own system calls it."""
     from mmecg.labels.vocabulary import load_vocabulary
     from mmecg.prediction.result import SUPERCLASS_PREFIX
 
     if label.startswith(SUPERCLASS_PREFIX):
         return _SUPERCLASS_NAMES[label.removeprefix(SUPERCLASS_PREFIX)]
-    return next((finding.name for finding in load_vocabulary().findings if finding.id == label), "")
+    vocabulary = load_vocabulary()
+    system, colon, code = label.partition(":")
+    if colon and system in vocabulary.systems:
+        return next((row.name for row in vocabulary.mappings(system) if row.code == code), "")
+    return next((finding.name for finding in vocabulary.findings if finding.id == label), "")
 
 
 def _saliency_row(one: Saliency) -> list[str]:

@@ -108,6 +108,27 @@ def test_table_of_a_study_of_the_corpus(predict) -> None:
     assert "labels are absent or below 10%" in err
 
 
+def test_codes_have_words_and_what_is_undecided_says_why(predict, folder: Path) -> None:
+    now = ("--ecg", folder / "now.npz", "--labels", "snomed:164889003,all")
+    code, out, err = predict(*now)
+    assert code == 0, err
+    (line,) = [line for line in out.splitlines() if "snomed:164889003" in line]
+    assert "fibrillation" in line.lower()
+    assert "both values fit" in out or "neither value fits" in out or "less likely" in out
+
+
+def test_a_note_counts_and_is_shown_by_its_place_alone(predict, folder: Path) -> None:
+    now = ("--ecg", folder / "now.npz", "--labels", "AFIB", "--note", "known AF, on amiodarone")
+    code, out, err = predict(*now)
+    assert code == 0, err
+    assert "notes say AFIB historical (--note, 6-8); moved" in err
+    assert "amiodarone" not in out + err
+    code, out, err = predict(*now, "--json")
+    found = json.loads(out)
+    assert found["notes"]["said"] == [{"note": -1, "start": 6, "end": 8, "finding": "AFIB", "status": "historical"}]
+    assert found["labels"][0]["probability"] != found["labels"][0]["single"]
+
+
 def test_plot_shows_both_ecgs(predict, folder: Path, tmp_path: Path) -> None:
     code, _, err = predict("--study-id", "s2", "--plot", tmp_path / "now.png", "--labels", "AFIB")
     assert code == 0, err
