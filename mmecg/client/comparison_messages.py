@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 from mmecg_pb.v1 import prediction_service_pb2 as pb
 
 from mmecg.errors import InvalidInputError
-from mmecg.prediction.result import Comparison, LeadChange, MeasuredChange, Part
+from mmecg.prediction.measured import Comparison, LeadChange, MeasuredChange, Part
 
 Name = TypeVar("Name", bound=str)
 

@@ -27,12 +27,12 @@ from mmecg.client.messages import (
 from mmecg.client.note_messages import parse_effects, parse_notes, render_effects, render_notes
 from mmecg.ecg import LEADS, Ecg
 from mmecg.errors import InvalidInputError, QueryError
+from mmecg.prediction.measured import Measurement
 from mmecg.prediction.query import PredictionQuery
 from mmecg.prediction.result import (
     Decision,
     LabelChange,
     LabelPrediction,
-    Measurement,
     Method,
     NeighbourEvidence,
     Prediction,

@@ -1,9 +1,9 @@
 """Prediction that knows the patient: calibrated, conditioned on earlier ECGs, able to abstain. See ``README.md``."""
 
+from mmecg.prediction.measured import Comparison, LeadChange, MeasuredChange, Measurement
 from mmecg.prediction.result import (
     LabelChange,
     LabelPrediction,
-    Measurement,
     NeighbourEvidence,
     Prediction,
     PredictionOptions,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from mmecg.ecg import LEADS
 from mmecg.prediction.beats import RATE_HZ
 from mmecg.prediction.measure import J_PLUS_S, MedianBeat, Reading
-from mmecg.prediction.result import LeadChange, Part
+from mmecg.prediction.measured import LeadChange, Part
 
 MAX_SHIFT = 5
 LIMITS: dict[Part, tuple[float, float]] = {"qrs": (0.16, 0.6), "st_t": (0.08, 0.8)}

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from mmecg.ecg import LEADS, Ecg
 from mmecg.prediction.beats import INDEPENDENT, RATE_HZ, agreement, beat_leads, cut_beats, find_beats
-from mmecg.prediction.result import Measurement
+from mmecg.prediction.measured import Measurement
 from mmecg.quality import quantiles
 
 MIN_BEATS = 3

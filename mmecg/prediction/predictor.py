@@ -37,13 +37,11 @@ from mmecg.prediction.earlier import Earlier, find_earlier
 from mmecg.prediction.heads import PredictionHeads, read_heads
 from mmecg.prediction.history import HistoryEffect, Prior, build_tokens, last_known
 from mmecg.prediction.known import KnownLabels
-from mmecg.prediction.measure import Reading, read_beats
+from mmecg.prediction.measure import read_beats
+from mmecg.prediction.measured import Measurement
 from mmecg.prediction.notes import Noted, read_notes, with_notes
 from mmecg.prediction.query import PredictionQuery, time_flags, vitals_contradict
 from mmecg.prediction.result import (
-    Comparison,
-    LabelChange,
-    Measurement,
     Method,
     NotesEvidence,
     Prediction,
@@ -52,7 +50,7 @@ from mmecg.prediction.result import (
     Saliency,
     Uncertainty,
 )
-from mmecg.prediction.serial import compare, latest_recording
+from mmecg.prediction.serial import compare_with_latest
 from mmecg.prediction.support import unsupported
 from mmecg.prediction.vitals_head import vitals_channels
 from mmecg.prediction.vote import CohortVotes, Vote
@@ -246,7 +244,8 @@ class Predictor:
         single, spread = self._single(case)
         vote = self._vote(case)
         alone = single if vote is None else self.heads.cohort.apply(single, vote.shares[None], vote.studies)
-        history = self._history(case, alone)
+        join = self.heads.join_superclasses if ecg is not None else self.heads.raise_superclasses
+        alone, history = join(alone), self._history(case, alone).through(join)
         scores, quantiles = self._scores(case, alone, history.logits, spread, voted=vote is not None)
         labels, columns = answer.predict_labels(case.asked, scores, missing, has_ecg=ecg is not None)
         changes = find_changes(labels, [one.columns for one in case.asked], case.priors)
@@ -262,7 +261,7 @@ class Predictor:
             priors=evidence[: len(case.priors)],
             neighbours=answer.neighbour_evidence(case.asked, columns, vote),
             measurements=(*self._measurements(case), *(reading.measurements if reading else ())),
-            comparison=self._comparison(case, reading, changes),
+            comparison=compare_with_latest(reading, case.priors, case.earlier, self.corpus, changes),
             uncertainty=uncertainty,
             abstained=bool(reasons),
             abstain_reasons=tuple(reasons),
@@ -315,10 +314,6 @@ class Predictor:
         voted: bool,
     ) -> tuple[Scores, NDArray[np.float32]]:
         """Return the scores, and the calibration quantiles of the uncertainty, of the route that was taken."""
-        superclass = self.heads.superclass
-        if superclass is not None:
-            join = superclass.at_least if case.features is None else superclass.apply
-            alone, joined = join(alone), join(joined)
         route = self.heads.confidence.cohort if voted else self.heads.confidence.alone
         low, high = route.venn_abers.interval(joined)
         category = last_known([case.told], len(self.heads.labels))
@@ -330,9 +325,8 @@ class Predictor:
         if case.features is None:  # nothing was calibrated for this: nothing is excluded
             low, high, sets = np.zeros_like(low), np.ones_like(high), np.ones_like(sets)
             absent_of = {count: np.ones(sets.shape[1], np.bool_) for count in together}
-        ends = spread[0], low[0], high[0], sets[0]
-        scores = Scores(alone[0], joined[0], *ends, self.heads.prevalence, case.site, absent_of, superclass)
-        return scores, route.uncertainty
+        ends = spread[0], low[0], high[0], sets[0], self.heads.prevalence, case.site
+        return Scores(alone[0], joined[0], *ends, absent_of, self.heads.superclass), route.uncertainty
 
     def _uncertainty(
         self, case: _Case, scores: Scores, quantiles: NDArray[np.float32], missing: dict[int, str]
@@ -362,14 +356,6 @@ class Predictor:
             return ()
         value, low, high = self.heads.age.predict(case.features[None], case.query.options.level)
         return (Measurement(name="age_years", value=float(value[0]), low=float(low[0]), high=float(high[0])),)
-
-    def _comparison(self, case: _Case, reading: Reading | None, changes: Sequence[LabelChange]) -> Comparison | None:
-        """Return what lies between the recording and the latest earlier one, if both can be read."""
-        found = latest_recording(case.priors, case.earlier, self.corpus) if reading and reading.beat else None
-        if reading is None or found is None:
-            return None
-        prior, ecg = found
-        return compare(reading, read_beats(ecg, unreadable=answer.poor_leads(assess_quality(ecg))), prior, changes)
 
 
 def _notes_evidence(noted: Noted | None, found: Sequence[PriorEvidence]) -> NotesEvidence | None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from mmecg.ecg import LEADS
 from mmecg.errors import QueryError
+from mmecg.prediction.measured import Comparison, Measurement
 
 SUPERCLASS_PREFIX = "superclass/"
 Decision = Literal["present", "absent", "undecided", "not_supported"]
@@ -23,9 +24,6 @@ Source = Literal["labels", "report", "ecg"]
 """What is known of an earlier study: its labels, else what its report says, else its ECG alone."""
 
 Method = Literal["integrated_gradients", "occlusion"]
-Part = Literal["qrs", "st_t"]
-"""Of a beat."""
-
 METHODS: tuple[str, ...] = get_args(Method)
 """How a prediction can be explained; see :mod:`mmecg.prediction.explain`."""
 
@@ -246,98 +244,6 @@ class LabelChange:
     source: Source
     probability: float
     serial: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measurement:
-    """A number about the subject or the recording.
-
-    ``age_years`` is regressed; its interval is conformal, at the promised level. All others are measured in the
-    recording (:func:`mmecg.prediction.measure.measure`); the middle 80 % of its beats lie between ``low`` and ``high``.
-
-    Attributes
-    ----------
-    name : str
-        What, with its unit: ``"heart_rate_bpm"``.
-    value : float
-        NaN if it cannot be measured.
-    low, high : float
-        NaN where there is no interval.
-    lead : str
-        Where it was measured; empty if in all leads together.
-    reason : str
-        Why it cannot be measured; empty otherwise.
-    """
-
-    name: str
-    value: float
-    low: float
-    high: float
-    lead: str = ""
-    reason: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LeadChange:
-    """A lead whose median beat differs from the earlier one in QRS or in ST-T.
-
-    Attributes
-    ----------
-    lead : str
-    part : {"qrs", "st_t"}
-    difference_mv : float
-        Root mean square.
-    """
-
-    lead: str
-    part: Part
-    difference_mv: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class MeasuredChange:
-    """A measurement beside that of an earlier ECG.
-
-    Attributes
-    ----------
-    name : str
-        ``"heart_rate_bpm"``, ``"qrs_duration_ms"``, ``"qtc_ms"`` (Fridericia); ``"qrs_amplitude_mv"`` and
-        ``"t_amplitude_mv"`` are of all leads together, their root mean square.
-    now, before : float
-    change : {"increased", "decreased", "unchanged"}
-        Unchanged within ``limit``.
-    limit : float
-        Beyond which it has changed: a difference, for amplitudes a factor.
-    """
-
-    name: str
-    now: float
-    before: float
-    change: Literal["increased", "decreased", "unchanged"]
-    limit: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """The recording beside the subject's latest earlier one.
-
-    Attributes
-    ----------
-    prior_study_id : str
-    days_before : float
-    leads : tuple of LeadChange
-        Greatest difference first.
-    measured : tuple of MeasuredChange
-        What could be measured in both.
-    serial : tuple of str
-        Serial findings of the vocabulary that hold between the two, by measurements or by labels.
-    """
-
-    prior_study_id: str
-    days_before: float
-    leads: tuple[LeadChange, ...]
-    measured: tuple[MeasuredChange, ...]
-    serial: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,11 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmecg.ecg import LEADS, Ecg
+from mmecg.prediction.answer import poor_leads
 from mmecg.prediction.compare import changed_leads
 from mmecg.prediction.earlier import Earlier
 from mmecg.prediction.history import Prior
-from mmecg.prediction.measure import Reading
-from mmecg.prediction.result import Comparison, LabelChange, LeadChange, MeasuredChange
+from mmecg.prediction.measure import Reading, read_beats
+from mmecg.prediction.measured import Comparison, LeadChange, MeasuredChange
+from mmecg.prediction.result import LabelChange
+from mmecg.quality import assess_quality
 from mmecg.retriever import get_present
 from mmecg.search import CorpusStore
 
@@ -90,6 +93,21 @@ def compare(now: Reading, before: Reading, prior: Prior, changes: Sequence[Label
         measured=measured,
         serial=tuple(sorted(said | whole)),
     )
+
+
+def compare_with_latest(
+    now: Reading | None,
+    priors: Sequence[Prior],
+    earlier: Earlier,
+    corpus: CorpusStore | None,
+    changes: Sequence[LabelChange],
+) -> Comparison | None:
+    """Return :func:`compare` with :func:`latest_recording`; None if there is none, or its beats cannot be trusted."""
+    found = latest_recording(priors, earlier, corpus) if now and now.beat else None
+    if now is None or found is None:
+        return None
+    prior, ecg = found
+    return compare(now, read_beats(ecg, unreadable=poor_leads(assess_quality(ecg))), prior, changes)
 
 
 def latest_recording(priors: Sequence[Prior], earlier: Earlier, corpus: CorpusStore | None) -> tuple[Prior, Ecg] | None:

@@ -26,15 +26,12 @@ from mmecg.client.prediction_requests import explain_request, predict_request
 from mmecg.datasets.synthetic import synthetic_ecg
 from mmecg.ecg import LEADS
 from mmecg.errors import InvalidInputError, QueryError, SignalError, StudyNotFoundError
+from mmecg.prediction.measured import Comparison, LeadChange, MeasuredChange, Measurement
 from mmecg.prediction.query import PredictionQuery
 from mmecg.prediction.result import (
     METHODS,
-    Comparison,
     LabelChange,
     LabelPrediction,
-    LeadChange,
-    MeasuredChange,
-    Measurement,
     NeighbourEvidence,
     NoteFinding,
     NotesEvidence,

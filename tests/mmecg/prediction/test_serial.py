@@ -11,7 +11,8 @@ from mmecg.labels.change import load_serial_table
 from mmecg.prediction.earlier import Earlier
 from mmecg.prediction.history import Prior
 from mmecg.prediction.measure import Reading, read_beats
-from mmecg.prediction.result import LabelChange, Measurement
+from mmecg.prediction.measured import Measurement
+from mmecg.prediction.result import LabelChange
 from mmecg.prediction.serial import ANSWERED, DIFFERENCES, FACTORS, compare, latest_recording, measured_changes
 
 PLAIN = {"heart_rate_bpm": 70.0, "rr_irregularity": 0.02, "qrs_duration_ms": 95.0, "qt_ms": 390.0}
