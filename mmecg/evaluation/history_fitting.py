@@ -1,4 +1,4 @@
-"""Fitting of the heads that join evidence: neighbours' votes and earlier studies."""
+"""Fitting of the heads that join evidence: vitals, neighbours' votes, earlier studies, superclasses and statements."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from mmecg.errors import InvalidInputError
 from mmecg.neighbours import NEIGHBOURS, vote_logits
 from mmecg.prediction.cohort import CohortHead
 from mmecg.prediction.history import CHANNELS, HistoryHead, HistoryTokens
+from mmecg.prediction.superclass import SuperclassHead, channels, superclasses_of
 from mmecg.prediction.vitals_head import VitalsHead
 
-MINIMUM_STUDIES = 2000
+MINIMUM_STUDIES = 100
 _LIMIT = 30.0
 
 
@@ -249,3 +250,38 @@ def fit_cohort(
     optimiser.step(closure)  # type: ignore[no-untyped-call]
     weight = (shared[:, None] + own).detach().numpy()
     return CohortHead(weight.astype(np.float32), bias.detach().numpy(), NEIGHBOURS, float(MINIMUM_STUDIES))
+
+
+def fit_superclass(
+    logits: NDArray[np.float64], gold: NDArray[np.bool_], labels: Sequence[str], *, penalty: float = 1e-3
+) -> SuperclassHead:
+    """Fit how a superclass follows from its own score and its statements'.
+
+    Parameters
+    ----------
+    logits : float64, shape (n, labels)
+        Calibrated, with whatever else is known.
+    gold : bool, shape (n, labels)
+    labels : sequence of str
+    penalty : float
+        On the squares of the departures from the superclass's own score.
+    """
+    columns, holds = superclasses_of(labels)
+    inputs = torch.from_numpy(channels(logits, columns, holds).astype(np.float32))
+    targets = torch.from_numpy(gold[:, columns].astype(np.float32))
+    own = torch.tensor([1.0, 0.0, 0.0])[:, None].expand(3, len(columns))
+    departure = torch.zeros(3, len(columns), requires_grad=True)
+    bias = torch.zeros(len(columns), requires_grad=True)
+    optimiser = torch.optim.LBFGS([departure, bias], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        optimiser.zero_grad()
+        joined = (inputs * (own + departure)).sum(dim=1) + bias
+        loss = binary_cross_entropy_with_logits(joined, targets, reduction="none").mean(dim=0).sum()
+        loss = loss + penalty * departure.square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    if len(columns):
+        optimiser.step(closure)  # type: ignore[no-untyped-call]
+    return SuperclassHead(columns, holds, (own + departure).detach().numpy(), bias.detach().numpy())

@@ -73,6 +73,13 @@ class CrossFit:
             current[rows] = evidence.cohort.apply(with_vitals, votes)
         return Current(ecg, single, current)
 
+    def finish(self, logits: Logits) -> Logits:
+        """Join the superclasses with their statements, in log-odds of all records."""
+        found = np.empty_like(logits)
+        for one, evidence in enumerate(self.evidence):
+            found[self.group == one] = evidence.superclass.apply(logits[self.group == one])
+        return found
+
     def with_history(self, logits: Logits) -> WithHistory:
         """Return what adds histories to log-odds of all records."""
 
@@ -101,6 +108,7 @@ class CrossFit:
             current,
             self.with_history(current.current),
             add_to_ecg=self.with_history(current.ecg),
+            finish=self.finish,
             counted=counted,
             others=others,
             resamples=resamples,

@@ -228,7 +228,7 @@ def _systems(
     others: dict[str, Logits] = {}
     readers = Readers(
         {"bundle": bundle.encoder, "random": random},
-        logits=lambda features: heads.single.logits(features)[0],
+        logits=lambda features: heads.join_superclasses(heads.single.logits(features)[0]),
         novelty=lambda features, ecgs: heads.novelty.scores(features, ecgs).probability,
     )
     if read.random_train is not None:
@@ -249,6 +249,7 @@ def _systems(
             current,
             with_history(read.test, current.current, heads),
             add_to_ecg=with_history(read.test, current.ecg, heads),
+            finish=heads.join_superclasses,
             counted=_counted(options, read, current, crossed),
             others=others,
             resamples=options.resamples,

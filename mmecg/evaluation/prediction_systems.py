@@ -35,7 +35,8 @@ class Current:
     Attributes
     ----------
     ecg, single, current : float64, shape (n, labels)
-        Of the current ECG alone, with the votes of other patients' studies, and with the patient's vitals as well.
+        Of the current ECG alone, with the votes of other patients' studies, and with the patient's vitals as well;
+        superclasses are not yet joined with their statements.
     """
 
     ecg: Logits
@@ -58,7 +59,8 @@ def current_of(data: PredictionData, corpus: PredictionData | None, heads: Predi
     if corpus is None or len(corpus) < heads.cohort.minimum_studies:
         return Current(ecg, ecg, with_vitals)
     votes = knn_scores(data.embedding, corpus.embedding, corpus.gold, k=heads.cohort.k)
-    return Current(ecg, heads.cohort.apply(ecg, votes), heads.cohort.apply(with_vitals, votes))
+    single, current = (heads.cohort.apply(logits, votes, len(corpus)) for logits in (ecg, with_vitals))
+    return Current(ecg, single, current)
 
 
 def with_history(data: PredictionData, logits: Logits, heads: PredictionHeads) -> WithHistory:
@@ -93,6 +95,7 @@ def systems_of(
     add: WithHistory,
     *,
     add_to_ecg: WithHistory | None = None,
+    finish: Callable[[Logits], Logits],
     counted: Logits | None = None,
     others: Mapping[str, Logits] | None = None,
     resamples: int,
@@ -108,6 +111,8 @@ def systems_of(
         Adds a history to ``current.current``.
     add_to_ecg : callable, optional
         Adds a history to ``current.ecg``.
+    finish : callable
+        Joins the superclasses with their statements, in log-odds of all studies.
     counted : float64, shape (n, labels), optional
         Log-odds of the count-only control (:func:`mmecg.evaluation.prediction_history.fit_count`).
     others : mapping of str to float64, shape (n, labels)
@@ -119,26 +124,20 @@ def systems_of(
     gap = np.array([data.days[row] - data.days[rows[-1]] if rows else np.nan for row, rows in enumerate(earlier)])
     followed = np.flatnonzero(priors > 0)
     own = history_of(data, earlier, rows=followed)
-    systems: dict[str, Logits] = {**vars(current), **(others or {})}
+    systems: dict[str, Logits] = {name: finish(logits) for name, logits in vars(current).items()}
+    systems |= others or {}
 
     def record(name: str, logits: Logits, base: Logits = current.current) -> None:
-        systems[name] = np.array(base)
-        systems[name][followed] = logits
+        everyone = np.array(base)
+        everyone[followed] = logits
+        systems[name] = finish(everyone)
 
     record("history", add(followed, own))
     if len(followed):
-        owners = followed[other_owners(data.subject_ids[followed], seed=seed)]
-        variants: dict[str, Sequence[Sequence[Prior]]] = {
-            "control_shuffled": shuffled(own, seed=seed),
-            "control_other_patient": history_of(data, earlier, rows=followed, owners=owners),
-            "reordered": reordered(own, seed=seed),
-            "labels_only": history_of(data, earlier, rows=followed, embeddings=False),
-            "embeddings_only": history_of(data, earlier, rows=followed, labels=False),
-            "reports_only": from_reports(data, own),
-        }
-        for name, histories in variants.items():
+        for name, histories in _variants(data, earlier, followed, own, seed=seed).items():
             record(name, add(followed, histories))
-        record("control_carry_forward", carry_forward(own, subject_rates(data.gold)))
+        systems["control_carry_forward"] = systems["current"].copy()
+        systems["control_carry_forward"][followed] = carry_forward(own, subject_rates(data.gold))
         if counted is not None:
             record("control_count_only", counted[followed])
         if add_to_ecg is not None:
@@ -147,6 +146,26 @@ def systems_of(
     category[followed] = last_known(own, data.gold.shape[1])
     weights = patient_weights(data.subject_ids, resamples=resamples, seed=seed)
     return Tested(Cases(data.table, data.labels, data.gold, weights, priors, gap, systems, seed), category)
+
+
+def _variants(
+    data: PredictionData,
+    earlier: Sequence[Sequence[int]],
+    followed: NDArray[np.int64],
+    own: Sequence[Sequence[Prior]],
+    *,
+    seed: int,
+) -> dict[str, Sequence[Sequence[Prior]]]:
+    """Return parts of the histories of the followed studies, and wrong histories."""
+    owners = followed[other_owners(data.subject_ids[followed], seed=seed)]
+    return {
+        "control_shuffled": shuffled(own, seed=seed),
+        "control_other_patient": history_of(data, earlier, rows=followed, owners=owners),
+        "reordered": reordered(own, seed=seed),
+        "labels_only": history_of(data, earlier, rows=followed, embeddings=False),
+        "embeddings_only": history_of(data, earlier, rows=followed, labels=False),
+        "reports_only": from_reports(data, own),
+    }
 
 
 def from_reports(data: PredictionData, histories: Sequence[Sequence[Prior]]) -> list[list[Prior]]:

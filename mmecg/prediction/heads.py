@@ -16,6 +16,7 @@ from mmecg.prediction.history import HistoryHead
 from mmecg.prediction.novelty import NoveltyDetector
 from mmecg.prediction.single import EmbeddingHead, SingleHead
 from mmecg.prediction.store import load_heads, save_heads
+from mmecg.prediction.superclass import SuperclassHead
 from mmecg.prediction.vitals_head import VitalsHead
 
 HEADS_FILE = "prediction/heads.safetensors"
@@ -99,6 +100,8 @@ class PredictionHeads:
     confidence : Confidence
     novelty : NoveltyDetector
     age : AgeHead
+    superclass : SuperclassHead, optional
+        None in heads that were fitted before there was one.
     """
 
     fingerprint: str
@@ -112,6 +115,15 @@ class PredictionHeads:
     confidence: Confidence
     novelty: NoveltyDetector
     age: AgeHead
+    superclass: SuperclassHead | None = None
+
+    def join_superclasses(self, logits: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Join the superclasses with their statements, after everything else: float64, shape (n, labels)."""
+        return logits if self.superclass is None else self.superclass.apply(logits)
+
+    def raise_superclasses(self, logits: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Raise the superclasses to their likeliest statement, without an ECG: float64, shape (n, labels)."""
+        return logits if self.superclass is None else self.superclass.at_least(logits)
 
 
 def read_heads(bundle: Bundle) -> PredictionHeads:

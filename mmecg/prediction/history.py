@@ -12,7 +12,7 @@ Whoever calls this decides what is earlier: a :class:`Prior` lies strictly befor
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -152,6 +152,19 @@ class HistoryEffect:
     logits: NDArray[np.float64]
     share: NDArray[np.float32]
     effect: NDArray[np.float32]
+
+    def through(self, change: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> HistoryEffect:
+        """Return it behind a change of the log-odds: an effect is then what leaving the prior's out takes away.
+
+        Parameters
+        ----------
+        change : callable
+            From and to float64, shape (n, labels).
+        """
+        logits = change(self.logits)
+        without = [change(self.logits - self.effect[:, place]) for place in range(self.effect.shape[1])]
+        effect = np.array([logits - one for one in without]).reshape(-1, *logits.shape).swapaxes(0, 1)
+        return HistoryEffect(logits, self.share, effect.astype(np.float32))
 
 
 @dataclass(frozen=True)

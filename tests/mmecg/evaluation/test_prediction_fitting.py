@@ -10,13 +10,12 @@ import polars as pl
 import pytest
 
 from mmecg.errors import InvalidInputError
+from mmecg.evaluation.age_fitting import ages, fit_age
 from mmecg.evaluation.history_fitting import HistoryRecipe
 from mmecg.evaluation.metrics import auroc
 from mmecg.evaluation.prediction_data import PredictionData, history_of, priors_of
 from mmecg.evaluation.prediction_fitting import (
     HonestScores,
-    ages,
-    fit_age,
     fit_confidence,
     fit_evidence,
     fit_single,

@@ -16,9 +16,10 @@ from mmecg.prediction.history import CHANNELS, HistoryHead
 from mmecg.prediction.novelty import NoveltyDetector
 from mmecg.prediction.result import SUPERCLASS_PREFIX
 from mmecg.prediction.single import EmbeddingHead, SingleHead
+from mmecg.prediction.superclass import SuperclassHead, superclasses_of
 from mmecg.prediction.vitals_head import CHANNELS as VITALS
 from mmecg.prediction.vitals_head import VitalsHead
-from mmecg.prediction.waveform import summarise
+from mmecg.prediction.waveform import ALIGNED, summarise
 
 HIDDEN = 8
 
@@ -44,10 +45,12 @@ def random_heads(bundle: Bundle) -> PredictionHeads:
         fit_conformal(logits, gold, category),
         np.linspace(0.05, 0.35, 1001, dtype=np.float32),
     )
+    prevalence = np.clip(gold.mean(axis=0), 0.01, 0.9).astype(np.float32)
+    prevalence[-len(SUPERCLASSES) :] = 0.9  # no rarer than what they hold
     return PredictionHeads(
         fingerprint=bundle.fingerprint,
         labels=labels,
-        prevalence=np.clip(gold.mean(axis=0), 0.01, 0.9).astype(np.float32),
+        prevalence=prevalence,
         single=SingleHead(draw(4, features, count, scale=0.3), draw(4, count, scale=0.1), fit_logit_map(logits, gold)),
         embedding=EmbeddingHead(draw(EMBEDDING_DIM, count), draw(count)),
         vitals=VitalsHead(0.2 * np.random.default_rng(1).standard_normal((len(VITALS), count)).astype(np.float32)),
@@ -59,17 +62,20 @@ def random_heads(bundle: Bundle) -> PredictionHeads:
         confidence=Confidence(confidence, confidence),
         novelty=calm_detector(features),
         age=AgeHead(draw(features, scale=0.01), 60.0, np.linspace(0, 40, 1001, dtype=np.float32)),
+        superclass=SuperclassHead(
+            *superclasses_of(labels), np.full((3, 5), [[0.6], [0.2], [0.2]], np.float32), np.full(5, -0.1, np.float32)
+        ),
     )  # fmt: skip
 
 
 def calm_detector(features: int) -> NoveltyDetector:
     """A detector that finds everything ordinary."""
     summary = len(summarise(synthetic_ecg()))
-    nothing = np.zeros(features + summary, np.float32)
+    nothing = np.zeros(features + ALIGNED + summary, np.float32)
     return NoveltyDetector(
         mean=nothing,
         scale=nothing + 1,
-        hidden_weight=np.zeros((features + summary, 2), np.float32),
+        hidden_weight=np.zeros((len(nothing), 2), np.float32),
         hidden_bias=np.zeros(2, np.float32),
         weight=np.zeros((2, 3), np.float32),
         bias=np.array([9, 0, 0], np.float32),

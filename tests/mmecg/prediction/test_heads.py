@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import types
 import typing
 from pathlib import Path
 
@@ -30,6 +31,8 @@ def made_up(kind: type, rng: np.random.Generator, **given: object) -> typing.Any
     for name, hint in typing.get_type_hints(kind).items():
         if name in values:
             continue
+        if isinstance(hint, types.UnionType):
+            hint = typing.get_args(hint)[0]
         if dataclasses.is_dataclass(hint):
             values[name] = made_up(typing.cast(type, hint), rng)
         elif hint in (int, float):
