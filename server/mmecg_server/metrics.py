@@ -93,8 +93,15 @@ class CorpusGauges(Protocol):
 class Measurable(Protocol):
     """A corpus that can say more of itself than :class:`mmecg.search.CorpusStore` asks for."""
 
+    @property
+    def writable(self) -> bool:
+        """False once a fault of the disk has made it read-only."""
+
     def gauges(self) -> CorpusGauges:
         """Return its present state."""
+
+    def probe_recall(self, modality: str, wait: Callable[[float], object]) -> float | None:
+        """Return the recall of an index against an exact scan; ``wait`` pauses, and says whether to end."""
 
 
 class Metrics:
@@ -104,10 +111,18 @@ class Metrics:
     ----------
     registry : CollectorRegistry
         What is served; nothing is registered anywhere else.
+    corpus : Measurable, optional
+        Whose state is published.
     """
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
+        self.corpus: Measurable | None = None
+        self._running: Callable[[], Mapping[str, int]] = dict
+        self._waiting: Callable[[], Mapping[str, int]] = dict
+        registry.register(_Read("mmecg_calls_in_flight", "Calls being served.", "kind", lambda: self._running()))
+        registry.register(_Read("mmecg_queue_items", "Items waiting for a tower.", "tower", lambda: self._waiting()))
+        registry.register(_CorpusCollector(lambda: self.corpus))
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=registry)
         Info("mmecg_build", "Version of the program.", registry=registry).info({"version": mmecg.__version__})
@@ -143,25 +158,35 @@ class Metrics:
         self._probed = Gauge(
             "mmecg_index_recall_probe_timestamp_seconds", "When recall was last probed.", registry=registry
         )
-        self._probe_seconds = Histogram(
+        self._probe_seconds = Gauge(
             "mmecg_index_recall_probe_duration_seconds",
-            "Time that a probe of one index took, pauses included.",
-            buckets=STAGE_BUCKETS,
+            "Time that the last probe of an index took, pauses included.",
+            ["modality"],
             registry=registry,
         )
 
-    def watch_calls(self, running: Callable[[], Mapping[str, int]]) -> None:
-        """Publish how many calls are being served, by kind."""
-        self.registry.register(_Read("mmecg_calls_in_flight", "Calls being served.", "kind", running))
+    def watch(
+        self,
+        *,
+        running: Callable[[], Mapping[str, int]] | None = None,
+        waiting: Callable[[], Mapping[str, int]] | None = None,
+        corpus: object = None,
+    ) -> None:
+        """Say where to read what others keep; what is left out stays as it is.
 
-    def watch_queues(self, waiting: Callable[[], Mapping[str, int]]) -> None:
-        """Publish how many items wait for each encoder tower."""
-        self.registry.register(_Read("mmecg_queue_items", "Items waiting for an encoder tower.", "tower", waiting))
-
-    def watch_corpus(self, corpus: object) -> None:
-        """Publish the state of a corpus, if it can say it."""
+        Parameters
+        ----------
+        running : callable
+            Calls being served, by kind.
+        waiting : callable
+            Items that wait for each encoder tower.
+        corpus : Measurable
+            Published if it can say more of itself than every corpus.
+        """
+        self._running = running or self._running
+        self._waiting = waiting or self._waiting
         if isinstance(corpus, Measurable):
-            self.registry.register(_CorpusCollector(corpus))
+            self.corpus = corpus
 
     def count_call(self, method: str, code: str, seconds: float | None) -> None:
         """Count a call that ended; a stream has no duration that says anything."""
@@ -193,7 +218,7 @@ class Metrics:
     def observe_recall(self, modality: str, recall: float, seconds: float) -> None:
         """Publish what a probe found."""
         self._recall.labels(modality).set(recall)
-        self._probe_seconds.observe(seconds)
+        self._probe_seconds.labels(modality).set(seconds)
         self._probed.set_to_current_time()
 
 
@@ -234,7 +259,7 @@ _INDEX: dict[str, tuple[str, Callable[[IndexGauges], float | None]]] = {
 class _CorpusCollector(Collector):
     """The state of a corpus, read once for all its gauges. A corpus that has been closed has none."""
 
-    def __init__(self, corpus: Measurable) -> None:
+    def __init__(self, corpus: Callable[[], Measurable | None]) -> None:
         self._corpus = corpus
 
     def describe(self) -> Iterable[GaugeMetricFamily]:
@@ -244,8 +269,11 @@ class _CorpusCollector(Collector):
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
         """Yield the gauges."""
+        corpus = self._corpus()
+        if corpus is None:
+            return
         try:
-            found = self._corpus.gauges()
+            found = corpus.gauges()
         except MmecgError:
             return
         for name, (text, read) in _CORPUS.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from grpc_reflection.v1alpha import reflection
 from mmecg.errors import ConfigError
 from mmecg.labels.report_miner import ReportMiner
 from mmecg.retriever import Retriever
+from mmecg.search import CorpusStore
 from mmecg_server.admission import Doorkeeper
 from mmecg_server.audit import Audit
 from mmecg_server.auth import Authenticator
@@ -22,9 +24,10 @@ from mmecg_server.config import ServerConfig
 from mmecg_server.corpus_service import add_corpus_service
 from mmecg_server.interceptors import CallInterceptor, Gate, log
 from mmecg_server.label_service import add_label_mining_service
-from mmecg_server.metrics import Metrics, MetricsEndpoint
+from mmecg_server.metrics import Measurable, Metrics, MetricsEndpoint
+from mmecg_server.periodic import LOOK_EVERY_S, Periodic, probe_recall_every
 from mmecg_server.prediction_service import add_prediction_service
-from mmecg_server.service import PREDICTION, SERVICES, Backend, add_services
+from mmecg_server.service import CORPUS, PREDICTION, SERVICES, Backend, add_services
 from mmecg_server.tls import ServerCertificates
 from mmecg_server.tracing import Tracing, open_tracing
 
@@ -67,11 +70,13 @@ class Server:
         self._config = config
         self._gate = Gate(limits)
         self.metrics = Metrics()
-        self.metrics.watch_calls(self._gate.running)
+        self.metrics.watch(running=self._gate.running)
         self._tracing = tracing or open_tracing(config.tracing)
         self._backend = Backend(self._gate, limits)
         self._encoder: BatchingEncoder | None = None
         self._stopped = False
+        self._periodic: list[Periodic] = []
+        self._writable = True
         self._authenticator = Authenticator(config.auth)
         doorkeeper = Doorkeeper(self._authenticator, limits)
         self._interceptor = CallInterceptor(self._gate, limits, self.metrics, self._tracing, doorkeeper)
@@ -136,8 +141,7 @@ class Server:
             max_queue=limits.max_queue,
             on_batch=self.metrics.observe_batch,
         )
-        self.metrics.watch_queues(self._encoder.waiting)
-        self.metrics.watch_corpus(retriever.corpus)
+        self.metrics.watch(waiting=self._encoder.waiting, corpus=retriever.corpus)
         if predictor is not None:
             self._backend.predictor = predictor.sharing(self._encoder.ecg_features)
         self._backend.retriever = Retriever(self._encoder, staged(retriever.corpus))
@@ -146,6 +150,27 @@ class Server:
         self._set_health(health_pb2.HealthCheckResponse.SERVING)
         if predictor is None:
             self._health.set(PREDICTION, health_pb2.HealthCheckResponse.NOT_SERVING)
+        self._look_after(retriever.corpus)
+
+    def _look_after(self, corpus: CorpusStore) -> None:
+        """Let health say whether the corpus takes writes, and probe the recall of its index."""
+        if not isinstance(corpus, Measurable):
+            return
+        every_s = self._config.metrics.recall_probe_s
+
+        def look(wait: object) -> None:
+            # Searches and reads go on without writes: the corpus alone is NOT_SERVING then.
+            writable = corpus.writable
+            if writable != self._writable:
+                self._writable = writable
+                level = logging.INFO if writable else logging.ERROR
+                log("corpus_writable" if writable else "corpus_read_only", level=level)
+                serving = health_pb2.HealthCheckResponse
+                self._health.set(CORPUS, serving.SERVING if writable else serving.NOT_SERVING)
+
+        self._periodic.append(Periodic("corpus-health", look, LOOK_EVERY_S, first_s=0))
+        if self._endpoint is not None and every_s:
+            self._periodic.append(probe_recall_every(every_s, corpus, self.metrics))
 
     def reload(self) -> None:
         """Read principals, keys and certificates again; a file that cannot be used is logged and passed over."""
@@ -158,6 +183,8 @@ class Server:
         if self._stopped:
             return
         self._stopped = True
+        for periodic in self._periodic:
+            periodic.close()
         self._health.enter_graceful_shutdown()
         self._gate.drain()
         self._server.stop(self._config.drain_s).wait()

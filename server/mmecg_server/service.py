@@ -35,11 +35,12 @@ from mmecg_server.streaming import ChunkReader, answer_stream
 if TYPE_CHECKING:
     from mmecg.prediction.predictor import Predictor
 
+CORPUS = "mmecg.v1.CorpusService"
 PREDICTION = "mmecg.v1.PredictionService"
 SERVICES = (
     "mmecg.v1.EmbeddingService",
     "mmecg.v1.SearchService",
-    "mmecg.v1.CorpusService",
+    CORPUS,
     "mmecg.v1.LabelMiningService",
     PREDICTION,
     "mmecg.v1.InfoService",
