@@ -60,12 +60,12 @@ class AsyncClient:
     address : str
         ``host:port``.
     options : ChannelOptions, optional
-        Timeout, retries, message size and TLS.
+        Timeout, retries, message size, TLS and token.
     """
 
     def __init__(self, address: str = "127.0.0.1:50051", options: ChannelOptions | None = None) -> None:
         self._options = options or ChannelOptions()
-        tls = credentials(self._options)
+        tls = credentials(address, self._options)
         arguments = self._options.arguments()
         self._channel = (
             grpc.aio.secure_channel(address, tls, arguments) if tls else grpc.aio.insecure_channel(address, arguments)
@@ -227,7 +227,9 @@ class AsyncClient:
         bounds = self._options.retry.pauses(deadline)
         while True:
             try:
-                return await method(request, timeout=max(deadline - time.monotonic(), 0.001))
+                return await method(
+                    request, timeout=max(deadline - time.monotonic(), 0.001), metadata=self._options.metadata()
+                )
             except grpc.aio.AioRpcError as rpc_error:
                 error = parse_rpc_error(rpc_error)
             pause = pause_for(error, next(bounds, None), deadline)
@@ -247,7 +249,7 @@ class AsyncClient:
         try:
             while True:
                 answered = window.answered
-                call = method(window.attempt())
+                call = method(window.attempt(), metadata=self._options.metadata())
                 try:
                     async for response in call:
                         yield parse(window.answer(), response)

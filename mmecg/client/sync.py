@@ -59,7 +59,7 @@ class Client:
     address : str
         ``host:port``.
     options : ChannelOptions, optional
-        Timeout, retries, message size and TLS.
+        Timeout, retries, message size, TLS and token.
 
     Examples
     --------
@@ -69,7 +69,7 @@ class Client:
 
     def __init__(self, address: str = "127.0.0.1:50051", options: ChannelOptions | None = None) -> None:
         self._options = options or ChannelOptions()
-        tls = credentials(self._options)
+        tls = credentials(address, self._options)
         arguments = self._options.arguments()
         self._channel = (
             grpc.secure_channel(address, tls, arguments) if tls else grpc.insecure_channel(address, arguments)
@@ -257,7 +257,9 @@ class Client:
         bounds = self._options.retry.pauses(deadline)
         while True:
             try:
-                return method(request, timeout=max(deadline - time.monotonic(), 0.001))
+                return method(
+                    request, timeout=max(deadline - time.monotonic(), 0.001), metadata=self._options.metadata()
+                )
             except grpc.RpcError as rpc_error:
                 error = parse_rpc_error(rpc_error)
             pause = pause_for(error, next(bounds, None), deadline)
@@ -272,7 +274,7 @@ class Client:
         bounds = self._options.retry.pauses(float("inf"))
         while True:
             answered = window.answered
-            call = method(window.attempt())
+            call = method(window.attempt(), metadata=self._options.metadata())
             try:
                 for response in call:
                     yield parse(window.answer(), response)
