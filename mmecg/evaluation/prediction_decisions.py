@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
@@ -10,10 +13,20 @@ from mmecg.evaluation.label_metrics import Figure
 from mmecg.evaluation.metrics import eligible
 from mmecg.evaluation.prediction_cases import Cases, Part
 from mmecg.evaluation.prediction_confidence import DRAWN_LABELS
-from mmecg.evaluation.prediction_metrics import error_reduction, net_benefit, risk_coverage
+from mmecg.evaluation.prediction_metrics import (
+    area_under_risk_coverage,
+    error_reduction,
+    mean_figure,
+    net_benefit,
+    risk_coverage,
+)
+from mmecg.evaluation.results import Row
 
 COVERAGES = np.linspace(0.05, 1.0, 20)
 THRESHOLDS = np.round(np.arange(0.01, 0.61, 0.01), 2)
+RESAMPLES = 300
+"""Resamples of the intervals of means over labels, at most."""
+
 _WIDE = (THRESHOLDS >= 0.05) & (THRESHOLDS <= 0.5)
 _ODDS = THRESHOLDS / (1 - THRESHOLDS)
 
@@ -22,45 +35,122 @@ def abstention(cases: Cases, system: str, share: float = 0.2) -> Part:
     """Return the error reduction on the rest when the most uncertain share abstains, and the risk-coverage curves.
 
     The error of a study is the number of statements decided wrongly at 0.5 (Hamming); its uncertainty is the expected
-    number of such errors. The variant ``per_decision`` abstains from single decisions instead, the least decided first.
+    number of such errors. Other errors stand in rows of their own: ``any_error`` counts a study as wrong as soon as one
+    decision is, ``per_label`` lets each label abstain in its own most uncertain studies, ``per_decision`` abstains from
+    single decisions, the least decided first. ``aurc`` is the area under the curve of studies.
     """
     rows, key = [], f"abstain{round(100 * share)}/error_reduction"
     for task, part in cases.tasks().items():
-        wrong, unsure = _errors(part, system)
-        errors, n = wrong.mean(axis=1), len(part)
-        none = np.empty((n, 0), np.float32)
-        baselines = {"prevalence": 0.0}
-        if "random_encoder" in part.systems:
-            other, doubt = _errors(part, "random_encoder")
-            baselines["random_encoder"] = error_reduction(other.mean(axis=1), doubt.mean(axis=1), none, share).value
-        figure = error_reduction(errors, unsure.mean(axis=1), part.weights, share)
-        rows.append(
-            figure.row(key if task == "all" else f"{key}/{task}", n, baselines,
-                       errors_per_study=float(wrong.sum(axis=1).mean()),
-                       value_if_errors_were_known=error_reduction(errors, errors, none, share).value)
-        )  # fmt: skip
+        name = key if task == "all" else f"{key}/{task}"
+        doubt = Doubt.of(part, system)
+        random = Doubt.of(part, "random_encoder") if "random_encoder" in part.systems else None
+        extra = {"errors_per_study": float(doubt.wrong.sum(axis=1).mean()),
+                 "value_if_probabilities_are_true": doubt.reduction_if_true(share, seed=part.seed)}  # fmt: skip
+        rows += [
+            _reduction_row(name, part, doubt, random, share, **extra),
+            _reduction_row(f"{name}/any_error", part, doubt.any(), random and random.any(), share),
+            _per_label_row(f"{name}/per_label", part, doubt, random, share),
+            _area_row("aurc" if task == "all" else f"aurc/{task}", part, doubt, random),
+        ]
     part = cases.task("all")
-    wrong, unsure = _errors(part, system)
-    errors = wrong.mean(axis=1)
-    coarse = np.repeat(part.weights[:, :100], wrong.shape[1], axis=0)  # as many times more as there are labels
-    by_decision = error_reduction(wrong.ravel(), unsure.ravel(), coarse, share)
+    doubt = Doubt.of(part, system)
+    coarse = np.repeat(part.weights[:, :100], doubt.wrong.shape[1], axis=0)  # as many times more as there are labels
+    by_decision = error_reduction(doubt.wrong.ravel(), doubt.unsure.ravel(), coarse, share)
     rows.append(by_decision.row(f"{key}/per_decision", len(part), {"prevalence": 0.0}, resamples=coarse.shape[1]))
     curve = pl.DataFrame(
         {
             "coverage": COVERAGES,
-            "by_uncertainty": risk_coverage(errors, unsure.mean(axis=1), COVERAGES),
-            "if_errors_were_known": risk_coverage(errors, errors, COVERAGES),
-            "at_random": np.full(len(COVERAGES), errors.mean()),
-            "per_decision": risk_coverage(wrong.ravel(), unsure.ravel(), COVERAGES),
+            "by_uncertainty": risk_coverage(doubt.errors, doubt.expected, COVERAGES),
+            "if_errors_were_known": risk_coverage(doubt.errors, doubt.errors, COVERAGES),
+            "at_random": np.full(len(COVERAGES), doubt.errors.mean()),
+            "per_decision": risk_coverage(doubt.wrong.ravel(), doubt.unsure.ravel(), COVERAGES),
         }
     )
     return Part(tuple(rows), {"risk_coverage": curve})
 
 
-def _errors(part: Cases, system: str) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    """Return which decisions at 0.5 are wrong, and how probable that is: shape (n, labels) each."""
-    probability = part.probability(system)
-    return (probability >= 0.5) != part.gold, np.minimum(probability, 1 - probability)
+@dataclass(frozen=True)
+class Doubt:
+    """Which decisions at 0.5 are wrong, and how probable that is.
+
+    Attributes
+    ----------
+    wrong : bool, shape (n, labels)
+    unsure : float64, shape (n, labels)
+    """
+
+    wrong: NDArray[np.bool_]
+    unsure: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, part: Cases, system: str) -> Doubt:
+        """Compare a system's decisions with gold."""
+        probability = part.probability(system)
+        return cls((probability >= 0.5) != part.gold, np.minimum(probability, 1 - probability))
+
+    @property
+    def errors(self) -> NDArray[np.float64]:
+        """Share of a study's decisions that are wrong: float64, shape (n,)."""
+        return np.asarray(self.wrong.mean(axis=1))
+
+    @property
+    def expected(self) -> NDArray[np.float64]:
+        """Share that is expected to be: float64, shape (n,)."""
+        return np.asarray(self.unsure.mean(axis=1))
+
+    def any(self) -> Doubt:
+        """Return whether any decision of a study is wrong, as if it were the one label: shape (n, 1)."""
+        return Doubt(self.wrong.any(axis=1, keepdims=True), 1 - np.prod(1 - self.unsure, axis=1, keepdims=True))
+
+    def reduction_if_true(self, share: float, *, draws: int = 20, seed: int = 0) -> float:
+        """Return what the reduction would be if each decision were wrong just as often as its probability says.
+
+        No other order of the studies would then do better.
+        """
+        rng = np.random.default_rng(seed)
+        drawn = ((rng.random(self.unsure.shape) < self.unsure).mean(axis=1) for _ in range(draws))
+        return float(np.mean([error_reduction(one, self.expected, _none(self), share).value for one in drawn]))
+
+
+def _none(doubt: Doubt) -> NDArray[np.float32]:
+    return np.empty((len(doubt.wrong), 0), np.float32)
+
+
+def _reduction_row(key: str, part: Cases, doubt: Doubt, random: Doubt | None, share: float, **extra: object) -> Row:
+    baselines = {"prevalence": 0.0}
+    if random is not None:
+        baselines["random_encoder"] = error_reduction(random.errors, random.expected, _none(random), share).value
+    known = error_reduction(doubt.errors, doubt.errors, _none(doubt), share).value
+    figure = error_reduction(doubt.errors, doubt.expected, part.weights, share)
+    return figure.row(key, len(part), baselines, value_if_errors_were_known=known, **extra)
+
+
+def _per_label_row(key: str, part: Cases, doubt: Doubt, random: Doubt | None, share: float) -> Row:
+    kept = np.flatnonzero(eligible(part.gold) & doubt.wrong.any(axis=0))
+    if not len(kept):
+        return Row.missing(key, f"no label has 10 positives and an error among {len(part)} studies")
+
+    def macro(of: Doubt, weights: NDArray[np.float32]) -> Figure:
+        found = [error_reduction(of.wrong[:, column], of.unsure[:, column], weights, share) for column in kept]
+        values, samples = np.array([one.value for one in found]), np.stack([one.samples for one in found], axis=1)
+        return mean_figure(values, samples, np.isfinite(values))
+
+    baselines = {"prevalence": 0.0}
+    if random is not None:
+        baselines["random_encoder"] = macro(random, _none(random)).value
+    coarse = part.weights[:, :RESAMPLES]
+    return macro(doubt, coarse).row(key, len(part), baselines, n_labels=len(kept), resamples=coarse.shape[1])
+
+
+def _area_row(key: str, part: Cases, doubt: Doubt, random: Doubt | None) -> Row:
+    figure = area_under_risk_coverage(doubt.errors, doubt.expected, part.weights)
+    least = area_under_risk_coverage(doubt.errors, doubt.errors, _none(doubt)).value
+    chance = float(doubt.errors.mean())
+    baselines = {"prevalence": chance}
+    if random is not None:
+        baselines["random_encoder"] = area_under_risk_coverage(random.errors, random.expected, _none(random)).value
+    gained = (chance - figure.value) / (chance - least) if chance > least else math.nan
+    return figure.row(key, len(part), baselines, value_if_errors_were_known=least, share_of_possible=gained)
 
 
 def decision_curves(cases: Cases, systems: tuple[str, ...]) -> Part:

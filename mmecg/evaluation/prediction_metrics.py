@@ -266,6 +266,24 @@ def error_reduction(errors: NDArray[Any], uncertainty: NDArray[np.floating], wei
     return Figure(float(fall[0]), fall[1:])
 
 
+def area_under_risk_coverage(errors: NDArray[Any], uncertainty: NDArray[np.floating], weights: Weights) -> Figure:
+    """Return the mean over coverages of the error rate of the surest records (Geifman, Uziel & El-Yaniv, ICLR 2019).
+
+    Parameters
+    ----------
+    errors : bool or floating, shape (n,)
+    uncertainty : floating, shape (n,)
+    weights : float32, shape (n, resamples)
+    """
+    order = np.argsort(uncertainty, kind="stable")
+    heavy = _with_whole(weights)[order].astype(np.float64)
+    behind = np.cumsum(heavy, axis=0)
+    wrong = np.cumsum(errors[order, None].astype(np.float64) * heavy, axis=0)
+    risk = np.divide(wrong, behind, out=np.zeros_like(wrong), where=behind > 0)
+    found = (risk * heavy).sum(axis=0) / behind[-1]
+    return Figure(float(found[0]), found[1:])
+
+
 def risk_coverage(
     errors: NDArray[Any], uncertainty: NDArray[np.floating], coverages: NDArray[np.floating]
 ) -> NDArray[np.float64]:

@@ -103,6 +103,14 @@ def test_abstaining_from_uncertain_studies_avoids_errors_and_random_doubt_does_n
     assert 0.15 < found.value < found.extra["value_if_errors_were_known"]
     assert abs(found.baselines["random_encoder"]) < 0.05
     assert rows["abstain20/error_reduction/per_decision"].value > found.value
+    assert found.extra["value_if_probabilities_are_true"] == pytest.approx(found.value, abs=0.03), "as they are here"
+    assert rows["abstain20/error_reduction/any_error"].value > 0.05
+    assert rows["abstain20/error_reduction/per_label"].value > 0.2
+    assert rows["abstain20/error_reduction/per_label"].extra["n_labels"] == 3
+    area = rows["aurc"]
+    assert area.extra["value_if_errors_were_known"] < area.low < area.value < area.high < area.baselines["prevalence"]
+    assert 0.2 < area.extra["share_of_possible"] < 0.8
+    assert rows["aurc/superclass"].n < area.n
     table = abstention(cases, "history").tables["risk_coverage"]
     assert (table["by_uncertainty"] >= table["if_errors_were_known"] - 1e-12).all()
 
