@@ -6,10 +6,10 @@ service can forget to tell. Nothing else of a message is looked at.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
@@ -17,8 +17,15 @@ from google.protobuf.message import Message
 MAX_TOUCHED = 1000
 """Studies of one entry; a stream that touches more makes several."""
 
-Audit = Callable[["CallRecord"], None]
-"""Takes a record; what it says when it is given is what counts."""
+
+class Trail(Protocol):
+    """Where calls are entered."""
+
+    def subjects_of(self, study_ids: Sequence[str]) -> Mapping[str, str]:
+        """Return whose studies these are, of those that are there."""
+
+    def enter(self, record: CallRecord) -> None:
+        """Enter a call as it stands now."""
 
 
 @dataclass(eq=False)
@@ -28,6 +35,8 @@ class CallRecord:
     Attributes
     ----------
     method, request_id : str
+    trail : Trail, optional
+        Without one, nothing is noted.
     principal : str
         Empty until it is known who calls.
     outcome : str
@@ -38,25 +47,29 @@ class CallRecord:
 
     method: str
     request_id: str
-    audit: Audit | None = None
+    trail: Trail | None = None
     principal: str = ""
     outcome: str = "RUNNING"
     touched: dict[tuple[str, str], None] = field(default_factory=dict)
 
     def see(self, message: Message) -> None:
         """Note whom and what a request or an answer is about."""
-        if self.audit is None:
+        if self.trail is None:
             return
-        self.touched.update(dict.fromkeys(touched_by(message)))
+        found = list(touched_by(message))
+        unknown = [study for subject, study in found if study and not subject]
+        # At once: after a deletion nobody knows whose study it was.
+        subjects = self.trail.subjects_of(unknown) if unknown else {}
+        self.touched.update(dict.fromkeys((subject or subjects.get(study, ""), study) for subject, study in found))
         if len(self.touched) >= MAX_TOUCHED:
-            self.audit(self)
+            self.trail.enter(self)
             self.touched = {}
 
     def end(self, outcome: str) -> None:
         """Hand the call to the trail."""
         self.outcome = outcome
-        if self.audit is not None:
-            self.audit(self)
+        if self.trail is not None:
+            self.trail.enter(self)
 
 
 def touched_by(message: Message) -> Iterator[tuple[str, str]]:

@@ -26,7 +26,7 @@ from grpc_status import rpc_status
 
 from mmecg.errors import InvalidInputError, NotReadyError, OverloadedError, QueryError, ReportError
 from mmecg_server.admission import Doorkeeper, SlowReaders
-from mmecg_server.audit import Audit, CallRecord
+from mmecg_server.audit import CallRecord, Trail
 from mmecg_server.call import Call, on_behalf_of
 from mmecg_server.config import LimitsConfig
 from mmecg_server.metrics import Metrics
@@ -147,15 +147,15 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]  # not 
 
     Attributes
     ----------
-    audit : callable, optional
-        Told of every call, also of those that are refused.
+    trail : Trail, optional
+        Where every call is entered, also one that is refused.
     slow_readers : SlowReaders
     """
 
     def __init__(
         self, gate: Gate, limits: LimitsConfig, metrics: Metrics, tracing: Tracing | None, doorkeeper: Doorkeeper
     ) -> None:
-        self.audit: Audit | None = None
+        self.trail: Trail | None = None
         self.slow_readers = SlowReaders(limits.stream_idle_s)
         self._doorkeeper = doorkeeper
         self._gate = gate
@@ -206,7 +206,7 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]  # not 
         watch = Watch(self._metrics, self._tracing, method, context, streaming=streaming)
         answer_metadata = ((REQUEST_ID, watch.request_id),)
         context.set_trailing_metadata(answer_metadata)
-        record = CallRecord(method.removeprefix(_PREFIX), watch.request_id, self.audit)
+        record = CallRecord(method.removeprefix(_PREFIX), watch.request_id, self.trail)
         code, status, failure = grpc.StatusCode.OK, None, None
         try:
             call = Call(

@@ -16,7 +16,7 @@ from mmecg.labels.report_miner import ReportMiner
 from mmecg.retriever import Retriever
 from mmecg.search import CorpusStore
 from mmecg_server.admission import Doorkeeper
-from mmecg_server.audit import Audit
+from mmecg_server.audit import Trail
 from mmecg_server.auth import Authenticator
 from mmecg_server.batching import BatchingEncoder
 from mmecg_server.call import staged
@@ -118,7 +118,7 @@ class Server:
         retriever: Retriever,
         miner: ReportMiner | None = None,
         predictor: Predictor | None = None,
-        audit: Audit | None = None,
+        trail: Trail | None = None,
     ) -> None:
         """Answer calls from now on, with concurrent calls sharing encoder batches.
 
@@ -130,10 +130,10 @@ class Server:
             Without one, it is made when labels are first asked for.
         predictor : Predictor, optional
             Around the bare encoder and the same corpus. Without one, nothing is predicted.
-        audit : callable, optional
-            Told of every call; see :mod:`mmecg_server.audit`.
+        trail : Trail, optional
+            Where every call is entered; see :mod:`mmecg_server.audit`.
         """
-        self._interceptor.audit = audit
+        self._interceptor.trail = trail
         limits = self._config.limits
         self._encoder = BatchingEncoder(
             retriever.encoder,
