@@ -298,6 +298,12 @@ def render_info(fingerprint: str, limits: LimitsConfig) -> info_service_pb2.GetS
             max_streams=limits.max_streams,
             default_deadline_s=limits.default_deadline_s,
             max_extra_history=MAX_EXTRA_HISTORY,
+            max_page_size=MAX_PAGE_SIZE,
+            rate_per_s=limits.rate_per_s,
+            burst=limits.burst,
+            max_in_flight_per_principal=limits.max_in_flight_per_principal,
+            stream_idle_s=limits.stream_idle_s,
+            max_stream_s=limits.max_stream_s,
         ),
     )
 

@@ -91,6 +91,12 @@ class Limits(_message.Message):
     MAX_STREAMS_FIELD_NUMBER: _builtins.int
     DEFAULT_DEADLINE_S_FIELD_NUMBER: _builtins.int
     MAX_EXTRA_HISTORY_FIELD_NUMBER: _builtins.int
+    MAX_PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    RATE_PER_S_FIELD_NUMBER: _builtins.int
+    BURST_FIELD_NUMBER: _builtins.int
+    MAX_IN_FLIGHT_PER_PRINCIPAL_FIELD_NUMBER: _builtins.int
+    STREAM_IDLE_S_FIELD_NUMBER: _builtins.int
+    MAX_STREAM_S_FIELD_NUMBER: _builtins.int
     max_message_bytes: _builtins.int
     """Largest message in either direction, in bytes."""
     max_top_k: _builtins.int
@@ -115,6 +121,18 @@ class Limits(_message.Message):
     """Time given to a call without a deadline, in seconds."""
     max_extra_history: _builtins.int
     """Most studies of `extra_history` of one prediction."""
+    max_page_size: _builtins.int
+    """Longest page of ListStudies."""
+    rate_per_s: _builtins.float
+    """Calls a second that one caller may start on average; 0 is no limit. A stream is one call."""
+    burst: _builtins.int
+    """Calls that one caller may start at once after a pause, if `rate_per_s` is set."""
+    max_in_flight_per_principal: _builtins.int
+    """Calls and streams of one caller at the same time; 0 is no limit of its own."""
+    stream_idle_s: _builtins.float
+    """Time in seconds after which a stream ends whose client neither sends nor reads."""
+    max_stream_s: _builtins.float
+    """Longest time of a stream in seconds; it then ends as UNAVAILABLE, and its client may go on with another one."""
     def __init__(
         self,
         *,
@@ -130,10 +148,16 @@ class Limits(_message.Message):
         max_streams: _builtins.int = ...,
         default_deadline_s: _builtins.float = ...,
         max_extra_history: _builtins.int = ...,
+        max_page_size: _builtins.int = ...,
+        rate_per_s: _builtins.float = ...,
+        burst: _builtins.int = ...,
+        max_in_flight_per_principal: _builtins.int = ...,
+        stream_idle_s: _builtins.float = ...,
+        max_stream_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_deadline_s", b"default_deadline_s", "max_batch", b"max_batch", "max_duration_s", b"max_duration_s", "max_extra_history", b"max_extra_history", "max_in_flight", b"max_in_flight", "max_message_bytes", b"max_message_bytes", "max_sampling_rate_hz", b"max_sampling_rate_hz", "max_streams", b"max_streams", "max_text_chars", b"max_text_chars", "max_top_k", b"max_top_k", "min_duration_s", b"min_duration_s", "min_sampling_rate_hz", b"min_sampling_rate_hz"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["burst", b"burst", "default_deadline_s", b"default_deadline_s", "max_batch", b"max_batch", "max_duration_s", b"max_duration_s", "max_extra_history", b"max_extra_history", "max_in_flight", b"max_in_flight", "max_in_flight_per_principal", b"max_in_flight_per_principal", "max_message_bytes", b"max_message_bytes", "max_page_size", b"max_page_size", "max_sampling_rate_hz", b"max_sampling_rate_hz", "max_stream_s", b"max_stream_s", "max_streams", b"max_streams", "max_text_chars", b"max_text_chars", "max_top_k", b"max_top_k", "min_duration_s", b"min_duration_s", "min_sampling_rate_hz", b"min_sampling_rate_hz", "rate_per_s", b"rate_per_s", "stream_idle_s", b"stream_idle_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
