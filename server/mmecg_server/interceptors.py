@@ -226,7 +226,7 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]  # not 
         finally:
             if code is not grpc.StatusCode.OK:
                 _enter_failure(record, code)
-            log("call", method=method, **watch.end(code, failure))
+            log("call", method=method, principal=record.principal, **watch.end(code, failure))
         if status is not None:
             refused: Any = rpc_status.to_status(status)
             metadata = (*refused.trailing_metadata, *answer_metadata)
