@@ -204,15 +204,14 @@ def neighbour_evidence(
     """Return the studies that voted, nearest first, with what they voted for among the labels asked for."""
     if vote is None:
         return ()
-    names, holds = [one.label for one in asked], vote.values[:, list(columns)] >= 0.5
+    labels: list[list[str]] = [[] for _ in vote.study_ids]
+    for row, at in np.argwhere(vote.values[:, list(columns)] >= 0.5).tolist():
+        labels[row].append(asked[at].label)
     return tuple(
-        NeighbourEvidence(
-            study_id=study_id,
-            score=float(score),
-            weight=float(weight),
-            labels=tuple(names[at] for at in np.flatnonzero(held)),
+        NeighbourEvidence(study_id=study_id, score=score, weight=weight, labels=tuple(held))
+        for study_id, score, weight, held in zip(
+            vote.study_ids, vote.scores.tolist(), vote.weights.tolist(), labels, strict=True
         )
-        for study_id, score, weight, held in zip(vote.study_ids, vote.scores, vote.weights, holds, strict=True)
     )
 
 

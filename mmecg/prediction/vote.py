@@ -120,9 +120,9 @@ class CohortVotes:
         if not len(places):
             return None
         weights = vote_weights(scores)
-        rows = table[places]
-        values = np.stack([self._values_of(tuple(labels)) for labels in rows["labels"].to_list()])
-        return Vote(weights @ values, tuple(rows["study_id"].to_list()), scores, weights, values, studies)
+        study_ids, listed = (table[column][places].to_list() for column in ("study_id", "labels"))
+        values = np.stack([self._values_of(tuple(labels)) for labels in listed])
+        return Vote(weights @ values, tuple(study_ids), scores, weights, values, studies)
 
     def _coded_rows(self, table: pl.DataFrame) -> NDArray[np.bool_]:
         """Return which rows of the metadata list an SCP statement; remembered until a write changes the table."""
