@@ -81,15 +81,20 @@ def read_notes(query: PredictionQuery, known: KnownLabels) -> Noted | None:
         if len(read) + len(text) + 1 > MAX_TEXT_CHARS:  # as much as is mined at once
             continue
         read += f"{text}\n"
-        said += [
-            NoteFinding(note=place, start=one.start, end=one.end, finding=one.finding, status=one.status.value)
-            for one in known.mined(text)
-            if one.status in _SAYS and not _of_a_relative(text, one)
-        ]
+        said += findings_of(text, known, place)
     values = stated(said, known)
     if not np.isfinite(values).any():
         return None
     return Noted(tuple(said), read, Prior(study_id="", days_before=UNDATED_DAYS, source="report", known=values))
+
+
+def findings_of(text: str, known: KnownLabels, place: int = OF_REQUEST) -> list[NoteFinding]:
+    """Return what one note states or denies of the patient."""
+    return [
+        NoteFinding(note=place, start=one.start, end=one.end, finding=one.finding, status=one.status.value)
+        for one in known.mined(text)
+        if one.status in _SAYS and not _of_a_relative(text, one)
+    ]
 
 
 def stated(said: Sequence[NoteFinding], known: KnownLabels) -> NDArray[np.float32]:

@@ -21,6 +21,7 @@ from mmecg.evaluation.prediction_data import PredictionData, read_prediction_dat
 from mmecg.evaluation.prediction_fitting import HonestScores, fit_evidence, fit_heads, honest_scores
 from mmecg.evaluation.prediction_history import history
 from mmecg.evaluation.prediction_protocols import REQUIRED_ROWS
+from mmecg.evaluation.prediction_random import RandomFeatures
 from mmecg.prediction.heads import write_heads
 from mmecg.prediction.novelty import NoveltyDetector
 from mmecg.prediction.waveform import summarise
@@ -84,9 +85,10 @@ def test_the_command_writes_a_page_that_needs_nothing_else(
     folder: Path, bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    arguments = ["--data", folder, "--fold", 9, "--bundle", bundle.path, "--out", out, "--resamples", 20, "--json"]
+    arguments = ["--data", folder, "--fold", 9, "--bundle", bundle.path, "--out", out, "--resamples", 20, "--json", "--debug"]
     code = main(["evaluate-prediction", *map(str, arguments)])
     said = capsys.readouterr()
+    assert said.out, said.err
     printed = json.loads(said.out)
     assert code == (0 if all(row["value"] is not None for row in printed.values()) else 1)
     assert json.loads((out / "metrics.json").read_text()) == printed
@@ -177,3 +179,11 @@ def test_the_temporal_split_tests_later_recordings_only(
     assert "1991-04" < row.extra["cut"] < "1991-05"
     assert 0.5 < row.value <= 1
     assert row.baselines.keys() == {"prevalence", "official"}
+    features = np.random.default_rng(1).normal(size=(len(honest.data), 24)).astype(np.float32)
+    rows, drawn = np.arange(len(features)), np.arange(len(features)) % 2 == 0
+    untrained = RandomFeatures(honest, rows, features, drawn, 0)
+    again = temporal(persistent, honest, crossed(honest), untrained, resamples=20, seed=0)
+    beside = next(row for row in again.rows if row.key == "temporal/all")
+    assert beside.value == row.value
+    assert 0.3 < beside.baselines["random_encoder"] < row.value - 0.1
+    assert np.isfinite(untrained.cross_fitted()).all()
