@@ -12,6 +12,6 @@ from mmecg.prediction.result import (
 )
 
 __all__ = [
-    "LabelChange", "LabelPrediction", "Measurement", "NeighbourEvidence", "Prediction", "PredictionOptions",
-    "PriorEvidence", "Uncertainty",
+    "Comparison", "LabelChange", "LabelPrediction", "LeadChange", "MeasuredChange", "Measurement", "NeighbourEvidence",
+    "Prediction", "PredictionOptions", "PriorEvidence", "Uncertainty",
 ]  # fmt: skip

@@ -62,8 +62,8 @@ class MeasuredChange:
     Attributes
     ----------
     name : str
-        ``"heart_rate_bpm"``, ``"qrs_duration_ms"``, ``"qtc_ms"`` (Fridericia); ``"qrs_amplitude_mv"`` and
-        ``"t_amplitude_mv"`` are of all leads together, their root mean square.
+        ``"heart_rate_bpm"``, ``"qrs_duration_ms"``; ``"qrs_amplitude_mv"`` and ``"t_amplitude_mv"`` are of all leads
+        together, their root mean square.
     now, before : float
     change : {"increased", "decreased", "unchanged"}
         Unchanged within ``limit``.

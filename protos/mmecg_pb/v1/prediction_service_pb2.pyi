@@ -934,7 +934,7 @@ class MeasuredChange(_message.Message):
     CHANGE_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """What, with its unit: "heart_rate_bpm", "qrs_duration_ms", "qtc_ms"; over all leads "qrs_amplitude_mv" and
+    """What, with its unit: "heart_rate_bpm", "qrs_duration_ms"; over all leads "qrs_amplitude_mv" and
     "t_amplitude_mv".
     """
     now: _builtins.float
