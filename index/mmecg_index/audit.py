@@ -17,12 +17,13 @@ import logging
 import re
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Literal
 
 from mmecg.errors import ConfigError, MmecgError
+from mmecg_index.writer import Operation, Writer, Written
 
 ReadsMode = Literal["buffered", "durable", "off"]
 """What becomes of entries about reads: written within a second, written before the answer, or left out."""
@@ -120,7 +121,9 @@ class TrailState:
 
 
 def digest(secret: bytes, kind: Literal["subject", "study", "request"], value: str) -> bytes:
-    """Return the keyed hash (16 bytes) under which an id is stored."""
+    """Return the keyed hash (16 bytes) under which an id is stored; nothing for an id that is not known."""
+    if not value:
+        return b""
     return hashlib.blake2b(value.encode(), key=secret, digest_size=16, person=kind.encode()).digest()
 
 
@@ -148,6 +151,22 @@ def insert(connection: sqlite3.Connection, secret: bytes, entries: Iterable[Audi
             "INSERT INTO audit_touched VALUES (?, ?, ?, ?)",
             [(number, place, *pair) for place, pair in enumerate(touched)],
         )
+
+
+def audited(operation: Operation, secret: bytes, principal: str, method: str, request_id: str = "") -> Operation:
+    """Return an operation that enters what it changed in the trail, in its own transaction; as it is for nobody."""
+    if not principal:
+        return operation
+
+    def run(connection: sqlite3.Connection) -> Written:
+        written = operation(connection)
+        if written.touched:
+            moment = datetime.now(UTC)
+            entry = AuditEntry(moment, principal, method, "OK", request_id, written.touched, len(written.touched))
+            insert(connection, secret, [entry])
+        return written
+
+    return run
 
 
 def request_name(secret: bytes, request_id: str) -> str:
@@ -244,8 +263,7 @@ class AuditTrail:
 
     Parameters
     ----------
-    commit : callable
-        Runs a function in a write transaction and returns after its commit.
+    writer : Writer
     secret : bytes
         Key of the corpus.
     reads : {"buffered", "durable", "off"}
@@ -254,14 +272,14 @@ class AuditTrail:
 
     def __init__(
         self,
-        commit: Callable[[Callable[[sqlite3.Connection], None]], object],
+        writer: Writer,
         secret: bytes,
         *,
         reads: ReadsMode = "buffered",
     ) -> None:
         if reads not in ("buffered", "durable", "off"):
             raise ConfigError(f"audit.reads is {str(reads)[:20]!r}, expected buffered, durable or off")
-        self._commit = commit
+        self._writer = writer
         self._secret = secret
         self.reads = reads
         self._waiting: list[AuditEntry] = []
@@ -281,7 +299,7 @@ class AuditTrail:
         if self.reads == "off" or not entries:
             return
         if self.reads == "durable":
-            self._commit(lambda connection: insert(connection, self._secret, entries))
+            self._write(entries)
             return
         with self._lock:
             self._waiting += entries
@@ -305,7 +323,7 @@ class AuditTrail:
             if not taken:
                 return
             try:
-                self._commit(lambda connection: insert(connection, self._secret, taken))
+                self._write(taken)
             except BaseException:
                 with self._lock:
                     self._waiting = taken[1 if lost else 0 :] + self._waiting
@@ -323,6 +341,13 @@ class AuditTrail:
             self.flush()
         except (MmecgError, sqlite3.Error) as error:
             _LOG.error("%d audit entries could not be written: %s", len(self._waiting), type(error).__name__)
+
+    def _write(self, entries: Sequence[AuditEntry]) -> None:
+        def operation(connection: sqlite3.Connection) -> Written:
+            insert(connection, self._secret, entries)
+            return Written()
+
+        self._writer.write(operation, grows=False)
 
     def _run(self) -> None:
         while not self._closed:

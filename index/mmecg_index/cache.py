@@ -40,6 +40,8 @@ class IndexCache:
         self._modality = modality
         self._database = database
         self._cancel = threading.Event()
+        for unfinished in directory.glob(f".{modality}-*"):  # a process ended while it saved
+            shutil.rmtree(unfinished, ignore_errors=True)
         self._builder: threading.Thread | None = None
         with database.reading() as connection:
             self.index, self._saved = self._load(connection, factory)

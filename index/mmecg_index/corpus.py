@@ -19,9 +19,11 @@ from mmecg.embedding import EMBEDDING_DIM, MODALITIES
 from mmecg.errors import FingerprintMismatchError, IndexFormatError, MmecgError
 from mmecg.search import MAX_TOP_K, CorpusStats, Filter, IndexResult, Scope, Target
 from mmecg_index import database
+from mmecg_index.audit import AuditTrail
 from mmecg_index.cache import IndexCache
 from mmecg_index.database import Database, Synchronous
 from mmecg_index.durable import DirectoryLock, new_directory
+from mmecg_index.erasure import Eraser, Erasure
 from mmecg_index.gauges import CorpusGauges, probe_recall, read_gauges
 from mmecg_index.passing import PassingRows
 from mmecg_index.scope import ScopedCorpus, Views
@@ -49,6 +51,12 @@ class Corpus(StudyWrites):
         the end of the process; what is there is consistent either way.
     reserve_bytes : int
         Free bytes of the disk below which writes are refused.
+
+    Attributes
+    ----------
+    audit : AuditTrail
+        Who did what.
+    eraser : Eraser
     """
 
     def __init__(
@@ -79,6 +87,12 @@ class Corpus(StudyWrites):
                 self._database.remember_factory(factory)
             self._views = Views(self)
             stack.callback(self._views.close)
+            self.audit = AuditTrail(self._writer, self._database.secret)
+            self.eraser = Eraser(path, self._database, self._writer, self._caches)
+            try:
+                self.eraser.finish()
+            except MmecgError as error:
+                _LOG.error("an erasure that was interrupted is not finished: %s", error)
             self._resources = stack.pop_all()
 
     @classmethod
@@ -190,6 +204,12 @@ class Corpus(StudyWrites):
         """Return a view for which nothing outside a scope is there."""
         return self._views.of(scope)
 
+    def erase_subject(self, subject_id: str, *, check: bool = False, principal: str = "") -> Erasure:
+        """Erase a subject from the answers and from every file; see :meth:`mmecg_index.erasure.Eraser.erase`."""
+        erased = self.eraser.erase([subject_id], check=check, principal=principal)
+        self._current()  # the tables of filters that still held it go
+        return erased
+
     def compact(self) -> None:
         """Build what approximate indexes the size calls for, and save the indexes; searches and writes go on."""
         for cache in self._caches.values():
@@ -201,6 +221,7 @@ class Corpus(StudyWrites):
 
     def close(self) -> None:
         """Save the indexes, release files and locks; harmless when done twice."""
+        self.audit.close()
         with self._writer.exclusive():
             if self._closed:
                 return

@@ -20,18 +20,19 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from mmecg.errors import IndexFormatError, NotReadyError, QueryError
 from mmecg.study import check_id
-from mmecg_index import audit
+from mmecg_index.audit import audited, digest
 from mmecg_index.cache import IndexCache
-from mmecg_index.database import Database, next_sequence, select_in
+from mmecg_index.database import Database, select_in
 from mmecg_index.reading import reading
 from mmecg_index.traces import Trace, find_traces, wanted_of
 from mmecg_index.writer import Writer, Written
+from mmecg_index.writes import remove_rows
 
 _EMPTY_LOG_S = 30.0
 """How long to wait for readers before an erasure is left to be finished later."""
@@ -75,7 +76,7 @@ class Eraser:
         self._writer = writer
         self._caches = caches
 
-    def erase(self, subject_ids: Sequence[str], *, check: bool = False) -> Erasure:
+    def erase(self, subject_ids: Sequence[str], *, check: bool = False, principal: str = "") -> Erasure:
         """Erase subjects; one that has no study is remembered as erased too.
 
         Parameters
@@ -83,6 +84,8 @@ class Eraser:
         subject_ids : sequence of str
         check : bool
             Then read every file and return what of them is left.
+        principal : str
+            Who asks, for the audit trail; nothing is entered for nobody.
 
         Raises
         ------
@@ -95,8 +98,8 @@ class Eraser:
         subjects = [check_id(each, "subject_id") for each in dict.fromkeys(subject_ids)]
         with self._database.reading() as connection:
             wanted = wanted_of(connection, subjects) if check else None
-        digests = [audit.digest(self._database.secret, "subject", each) for each in subjects]
-        written = self._delete(subjects, digests)
+        digests = [digest(self._database.secret, "subject", each) for each in subjects]
+        written = self._delete(subjects, digests, principal)
         self.finish()
         if wanted is None:
             return Erasure(len(written.rows), written.sequence)
@@ -133,10 +136,10 @@ class Eraser:
             digests = {subject for (subject,) in view.connection.execute(later, (self._database.sequence,))}
         with self._database.reading() as connection:
             here = [subject for (subject,) in connection.execute("SELECT DISTINCT subject_id FROM studies")]
-        subjects = [each for each in here if audit.digest(secret, "subject", each) in digests]
+        subjects = [each for each in here if digest(secret, "subject", each) in digests]
         if not digests:
             return 0
-        written = self._delete(subjects, sorted(digests))
+        written = self._delete(subjects, sorted(digests), "")
         self.finish()
         return len(written.rows)
 
@@ -158,23 +161,24 @@ class Eraser:
         self._empty_log()
         self._writer.write(lambda connection: _mark_done(connection, open_ones), grows=False)
 
-    def _delete(self, subjects: Sequence[str], digests: Sequence[bytes]) -> Written:
+    def _delete(self, subjects: Sequence[str], digests: Sequence[bytes], principal: str) -> Written:
         moment = datetime.now(UTC).isoformat(timespec="seconds")
 
         def operation(connection: sqlite3.Connection) -> Written:
-            sequence = next_sequence(connection)
-            found = list(select_in(connection, "SELECT row, sequence FROM studies", "subject_id", subjects))
+            query = "SELECT row, sequence, subject_id, study_id FROM studies"
+            found = list(select_in(connection, query, "subject_id", subjects))
             connection.executemany(
-                "UPDATE requests SET digest = x'' WHERE sequence = ?", [(written,) for _, written in found]
+                "UPDATE requests SET digest = x'' WHERE sequence = ?", [(sequence,) for _, sequence, *_ in found]
             )
-            connection.executemany("DELETE FROM studies WHERE row = ?", [(row,) for row, _ in found])
-            connection.executemany("INSERT INTO deletions VALUES (?, ?)", [(row, sequence) for row, _ in found])
+            removed = remove_rows(connection, [row for row, *_ in found])
             connection.executemany(
-                "INSERT OR REPLACE INTO erasures VALUES (?, ?, ?, 0)", [(each, sequence, moment) for each in digests]
+                "INSERT OR REPLACE INTO erasures VALUES (?, ?, ?, 0)",
+                [(each, removed.sequence, moment) for each in digests],
             )
-            return Written(sequence, {row: None for row, _ in found})
+            return replace(removed, touched=tuple((subject, study) for *_, subject, study in found))
 
-        return self._writer.write(operation, grows=False)
+        method = "corpus.erase_subject"
+        return self._writer.write(audited(operation, self._database.secret, principal, method), grows=False)
 
     def _empty_log(self) -> None:
         """Copy the write-ahead log into the database and cut it; writes go on between the attempts."""

@@ -52,10 +52,13 @@ class Written:
         Of this write, or of the earlier one that had done it already; 0 if it was not a write to studies.
     rows : mapping of int to Stored, optional
         Every row that the indexes must learn of; None for a row that is gone.
+    touched : tuple of (str, str), optional
+        Subject id and study id of everything that changed, for the audit trail.
     """
 
     sequence: int = 0
     rows: Mapping[int, Stored | None] = field(default_factory=dict)
+    touched: tuple[tuple[str, str], ...] = ()
 
 
 Operation = Callable[[sqlite3.Connection], Written]

@@ -124,15 +124,23 @@ def test_any_change_is_seen(file, statement: str) -> None:
     assert audit.verify(connection, secret).findings
 
 
-def trail(connection: sqlite3.Connection, secret: bytes, reads: str = "buffered", fail: list | None = None):
-    def commit(operation) -> None:
-        if fail:
-            raise fail[0]
-        connection.execute("BEGIN IMMEDIATE")
-        operation(connection)
-        connection.execute("COMMIT")
+class PlainWriter:
+    """One transaction an operation."""
 
-    return AuditTrail(commit, secret, reads=reads)
+    def __init__(self, connection: sqlite3.Connection, fail: list[Exception]) -> None:
+        self.connection, self.fail = connection, fail
+
+    def write(self, operation, *, grows: bool) -> None:
+        assert not grows, "the trail must go on when the disk is nearly full"
+        if self.fail:
+            raise self.fail[0]
+        self.connection.execute("BEGIN IMMEDIATE")
+        operation(self.connection)
+        self.connection.execute("COMMIT")
+
+
+def trail(connection: sqlite3.Connection, secret: bytes, reads: str = "buffered", fail: list | None = None):
+    return AuditTrail(PlainWriter(connection, fail if fail is not None else []), secret, reads=reads)
 
 
 def test_durable_entries_are_there_at_once_and_off_writes_none(file) -> None:

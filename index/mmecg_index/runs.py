@@ -1,0 +1,126 @@
+"""Runs of bytes, found in any file at any place: what the search for traces does in a process of its own.
+
+``python -m mmecg_index.runs DIRECTORY`` reads from standard input what to look for, and needs NumPy only.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+RUN = 16
+"""Bytes."""
+
+MIN_ID_BYTES = 4
+"""A shorter id is met by chance everywhere: it is not looked for as bytes."""
+
+_MIN_DISTINCT = 5
+"""Different bytes in a run that says something; constant and alternating bytes are everywhere."""
+
+_CHUNK = 1 << 22
+_TABLE_BITS = 22
+_MIX = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F))
+
+
+class Runs:
+    """All runs of :data:`RUN` bytes of some values, to be found in a buffer at any place."""
+
+    def __init__(self, values: Sequence[bytes]) -> None:
+        windows = [_windows(value) for value in values if len(value) >= RUN]
+        found = np.concatenate(windows) if windows else np.empty((0, 2), np.uint64)
+        # A run holds a word of 8 bytes at an offset that 8 divides: those are looked up first, one in eight bytes.
+        self._words = np.unique(np.concatenate([_words_within(value) for value in values] or [found[:, 0]]))
+        self._hashes = np.unique(_mixed(found))
+        self._table = np.zeros(1 << _TABLE_BITS, np.bool_)
+        self._table[_slots(self._words)] = True
+
+    def __len__(self) -> int:
+        return len(self._hashes)
+
+    def find(self, data: NDArray[np.uint8]) -> Iterator[tuple[bytes, int]]:
+        """Yield each run that a buffer holds, once, with an offset where it lies."""
+        words = data[: len(data) // 8 * 8].view(np.uint64)
+        at = np.flatnonzero(self._table[_slots(words)])
+        at = at[_contains(self._words, words[at])] * 8
+        seen: set[int] = set()
+        for shift in range(RUN - 8 + 1):
+            starts = at - shift
+            starts = starts[(starts >= 0) & (starts + RUN <= len(data))]
+            windows = data[starts[:, None] + np.arange(RUN)].view(np.uint64)
+            hashes = _mixed(windows)
+            hits = np.flatnonzero(_contains(self._hashes, hashes))
+            for hit in hits[np.unique(hashes[hits], return_index=True)[1]].tolist():
+                if int(hashes[hit]) not in seen:
+                    seen.add(int(hashes[hit]))
+                    yield windows[hit].tobytes(), int(starts[hit])
+
+
+def search_files(directory: Path, ids: Sequence[str], contents: Iterable[bytes]) -> dict[str, list[Any]]:
+    """Return the runs and ids that files below a directory hold: [run in hexadecimal or id, file, offset] each."""
+    runs = Runs(list(contents))
+    forms = [(each, form) for each in ids if len(each.encode()) >= MIN_ID_BYTES for form in _forms(each)]
+    found: dict[str, list[Any]] = {"runs": [], "ids": []}
+    for file in sorted(path for path in directory.rglob("*") if path.is_file() and path.stat().st_size):
+        name = file.relative_to(directory).as_posix()
+        with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            found["ids"] += [[each, name, at] for each, form in forms if (at := data.find(form)) >= 0]
+            for start in range(0, len(data), _CHUNK):
+                begin = max(start - RUN, 0)
+                chunk = np.frombuffer(data[begin : start + _CHUNK + RUN], np.uint8)
+                found["runs"] += [[run.hex(), name, begin + at] for run, at in runs.find(chunk)]
+    return found
+
+
+def _forms(text: str) -> set[bytes]:
+    """Return an id in UTF-8 and as JSON escapes it."""
+    return {text.encode(), json.dumps(text)[1:-1].encode()}
+
+
+def _windows(value: bytes) -> NDArray[np.uint64]:
+    """Return the runs of a value that say something, as two words each."""
+    runs = np.lib.stride_tricks.sliding_window_view(np.frombuffer(value, np.uint8), RUN)
+    ordered = np.sort(runs, axis=1)
+    telling = (np.diff(ordered, axis=1) != 0).sum(axis=1) + 1 >= _MIN_DISTINCT
+    return np.ascontiguousarray(runs[telling]).view(np.uint64)
+
+
+def _words_within(value: bytes) -> NDArray[np.uint64]:
+    if len(value) < RUN:
+        return np.empty(0, np.uint64)
+    words = np.lib.stride_tricks.sliding_window_view(np.frombuffer(value, np.uint8), 8)
+    return np.unique(np.ascontiguousarray(words).view(np.uint64).reshape(-1))
+
+
+def _mixed(windows: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    mixed = (windows[:, 0] ^ (windows[:, 0] >> np.uint64(29))) * _MIX[0]
+    found: NDArray[np.uint64] = (mixed ^ windows[:, 1] ^ (windows[:, 1] >> np.uint64(31))) * _MIX[1]
+    return found
+
+
+def _slots(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    return (words * _MIX[0]) >> np.uint64(64 - _TABLE_BITS)
+
+
+def _contains(ordered: NDArray[np.uint64], values: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Return which values are among some that are in order."""
+    if not len(ordered):
+        return np.zeros(len(values), np.bool_)
+    at = np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)
+    found: NDArray[np.bool_] = ordered[at] == values
+    return found
+
+
+def _main() -> None:
+    message = json.loads(sys.stdin.buffer.read())
+    print(json.dumps(search_files(Path(sys.argv[1]), message["ids"], map(bytes.fromhex, message["contents"]))))
+
+
+if __name__ == "__main__":
+    _main()
