@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
-import itertools
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmecg.ecg import Ecg
-from mmecg.embedding import EMBEDDING_DIM, MODALITIES, Encoder, fuse, normalise
-from mmecg.errors import FingerprintMismatchError, QueryError, StudyNotFoundError, VitalsError
+from mmecg.embedding import EMBEDDING_DIM, MODALITIES, fuse, normalise
+from mmecg.errors import (
+    FingerprintMismatchError,
+    NotReadyError,
+    QueryError,
+    StudyNotFoundError,
+)
+from mmecg.ingester import INGEST_BATCH as INGEST_BATCH
+from mmecg.ingester import Ingester, encode_into
+from mmecg.ingester import study_text as study_text
 from mmecg.search import MAX_TOP_K, CorpusStore, Filter, Hit, SearchResult, Target, check_top_k
 from mmecg.study import Study
 from mmecg.vitals import Vitals
 
-INGEST_BATCH = 64
 _QUERY_PARTS = (*MODALITIES, "study", "embedding")
 _TOKEN = struct.Struct(">16sH")
 """A page token: the digest of the query and the filter, and the hits on the pages before."""
 
 Vector = NDArray[np.float32]
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -63,7 +66,7 @@ class Query:
     fingerprint: str | None = None
 
 
-class Retriever:
+class Retriever(Ingester):
     """Searches a corpus by ECG, text, vitals, study, embedding or a mix, and fills it. Safe to call from many threads.
 
     Parameters
@@ -77,12 +80,6 @@ class Retriever:
         The corpus holds embeddings of another bundle.
     """
 
-    def __init__(self, encoder: Encoder, corpus: CorpusStore) -> None:
-        if encoder.fingerprint != corpus.fingerprint:
-            raise FingerprintMismatchError(got=corpus.fingerprint, expected=encoder.fingerprint, what="corpus")
-        self.encoder = encoder
-        self.corpus = corpus
-
     def search(
         self,
         queries: Sequence[Query],
@@ -94,6 +91,7 @@ class Retriever:
         page_token: str = "",
         with_studies: bool = True,
         with_signal: bool = False,
+        min_sequence: int = 0,
     ) -> list[SearchResult]:
         """Return the best hits of each query.
 
@@ -114,6 +112,8 @@ class Retriever:
             the moment of the call, so a corpus that changes between pages may repeat or skip a hit.
         with_studies, with_signal : bool
             Put the study, and its signal, into each hit.
+        min_sequence : int
+            Answer only if this write is searchable.
 
         Raises
         ------
@@ -123,16 +123,32 @@ class Retriever:
             The corpus has no study of the query's ``study_id``.
         FingerprintMismatchError
             A query's embedding was made by another bundle.
+        NotReadyError
+            The corpus is behind ``min_sequence``.
         """
+        _check_sequence(self.corpus, min_sequence)
         _check_request(len(queries), top_k, target, page_token)
         digests = [_digest(query, target, where, exclude_same_subject) for query in queries]
         offset = _parse_token(page_token, digests[0]) if page_token else 0
-        groups: dict[Filter, list[int]] = {}
-        for index, query in enumerate(queries):
-            groups.setdefault(self._filter(query, where, exclude_same_subject), []).append(index)
+        conditions = [self._filter(query, where, exclude_same_subject) for query in queries]
         vectors = self.embed(queries, target=target)
+        results = self._page(vectors, conditions, target, offset, min(offset + top_k, MAX_TOP_K), digests)
+        return [self._with_studies(result, with_signal=with_signal) for result in results] if with_studies else results
+
+    def _page(
+        self,
+        vectors: Vector,
+        conditions: Sequence[Filter],
+        target: Target,
+        offset: int,
+        end: int,
+        digests: Sequence[bytes],
+    ) -> list[SearchResult]:
+        """Return the hits of each vector from ``offset`` to ``end``; those under one filter are searched together."""
+        groups: dict[Filter, list[int]] = {}
+        for index, condition in enumerate(conditions):
+            groups.setdefault(condition, []).append(index)
         results: dict[int, SearchResult] = {}
-        end = min(offset + top_k, MAX_TOP_K)
         for condition, group in groups.items():
             # One hit more than the page shows whether another page follows.
             found = self.corpus.search(vectors[group], min(end + 1, MAX_TOP_K), target=target, where=condition)
@@ -141,15 +157,14 @@ class Retriever:
                 more = end < len(rows) and rows[end] >= 0
                 token = _render_token(digests[index], end) if more else ""
                 results[index] = SearchResult(tuple(hits), found.plan, token)
-        ordered = [results[index] for index in range(len(queries))]
-        return [self._with_studies(result, with_signal=with_signal) for result in ordered] if with_studies else ordered
+        return [results[index] for index in range(len(vectors))]
 
     def embed(self, queries: Sequence[Query], *, target: Target = "ecg") -> Vector:
         """Return the fused embedding of each query: float32, shape (queries, dim), unit norm."""
         parts: list[dict[str, Vector]] = [{} for _ in queries]
-        _encode("ecg", self.encoder.encode_ecg, [query.ecg for query in queries], parts)
-        _encode("text", self.encoder.encode_text, [query.text for query in queries], parts)
-        _encode("vitals", self.encoder.encode_vitals, [query.vitals for query in queries], parts)
+        encode_into("ecg", self.encoder.encode_ecg, [query.ecg for query in queries], parts)
+        encode_into("text", self.encoder.encode_text, [query.text for query in queries], parts)
+        encode_into("vitals", self.encoder.encode_vitals, [query.vitals for query in queries], parts)
         for part, query in zip(parts, queries, strict=True):
             if query.study_id is not None:
                 part["study"] = self._study_embedding(query.study_id, target)
@@ -157,41 +172,6 @@ class Retriever:
                 part["embedding"] = self._given_embedding(query)
         fused = [fuse(part, _check_weights(query.weights)) for part, query in zip(parts, queries, strict=True)]
         return np.array(fused, np.float32).reshape(-1, EMBEDDING_DIM)
-
-    def ingest(self, studies: Iterable[Study], *, include_later_notes: bool = False) -> int:
-        """Embed studies and store them durably, batch by batch; return the last committed sequence number.
-
-        The text embedding covers the clean report and the notes that were certainly written before the ECG.
-
-        Parameters
-        ----------
-        studies : iterable of Study
-            Read lazily; a study whose id is there is replaced.
-        include_later_notes : bool
-            Embed all notes. A later note may give the answer away: never do so for evaluation or prediction.
-        """
-        sequence = self.corpus.stats().sequence
-        waiting = iter(studies)
-        while batch := list(itertools.islice(waiting, INGEST_BATCH)):
-            sequence = self.corpus.upsert(batch, self.embed_studies(batch, include_later_notes=include_later_notes))
-        return sequence
-
-    def embed_studies(
-        self, studies: Sequence[Study], *, include_later_notes: bool = False
-    ) -> list[Mapping[str, Vector]]:
-        """Return the embedding of each modality that each study has; see :meth:`ingest`."""
-        parts: list[dict[str, Vector]] = [{} for _ in studies]
-        texts = [study_text(study, include_later_notes=include_later_notes) or None for study in studies]
-        vitals = [None if study.vitals.is_empty() else study.vitals for study in studies]
-        _encode("ecg", self.encoder.encode_ecg, [study.ecg for study in studies], parts)
-        _encode("text", self.encoder.encode_text, texts, parts)
-        try:
-            _encode("vitals", self.encoder.encode_vitals, vitals, parts)
-        except VitalsError:  # some hold nothing that the model knows: those have no embedding
-            for one, part in zip(vitals, parts, strict=True):
-                with contextlib.suppress(VitalsError):
-                    _encode("vitals", self.encoder.encode_vitals, [one], [part])
-        return list(parts)
 
     def _filter(self, query: Query, where: Filter | None, exclude_same_subject: bool) -> Filter:
         condition = where or Filter()
@@ -225,22 +205,12 @@ class Retriever:
         rows = rows[rows >= 0]
         hits = []
         for study_id, score, stored in zip(
-            self._study_ids(rows), scores.tolist(), self.corpus.embeddings(rows), strict=False
+            self.corpus.study_ids(rows), scores.tolist(), self.corpus.embeddings(rows), strict=False
         ):
-            if study_id is not None:
+            if study_id is not None:  # else it was deleted since the search
                 cosines = {modality: float(vector @ embedding) for modality, embedding in stored.items()}
                 hits.append(Hit(study_id, score, cosines))
         return hits
-
-    def _study_ids(self, rows: NDArray[np.int64]) -> list[str | None]:
-        """Return the id of each row, None for a study that was deleted since the search."""
-        table = self.corpus.metadata()
-        known = table["row"].to_numpy()
-        at = np.searchsorted(known, rows)
-        there = at < len(known)
-        there[there] = known[at[there]] == rows[there]
-        ids = iter(table["study_id"][at[there]].to_list())
-        return [next(ids) if here else None for here in there]
 
     def _with_studies(self, result: SearchResult, *, with_signal: bool) -> SearchResult:
         """Put the studies into the hits; a hit whose study was deleted since the search is left out."""
@@ -264,14 +234,12 @@ def get_present(corpus: CorpusStore, study_ids: Sequence[str], *, with_signal: b
     return [study for one in study_ids for study in get_present(corpus, [one], with_signal=with_signal)]
 
 
-def study_text(study: Study, *, include_later_notes: bool = False) -> str:
-    """Return what the text tower reads of a study: the clean report, then its notes, one a line; may be empty.
-
-    A report or note without any letter or digit ("-") says nothing and is left out.
-    """
-    notes = study.notes if include_later_notes else study.notes_before_ecg()
-    texts = [study.report.text if study.report else "", *(note.text.strip() for note in notes)]
-    return "\n".join(text for text in texts if any(char.isalnum() for char in text))
+def _check_sequence(corpus: CorpusStore, wanted: int) -> None:
+    if wanted > corpus.sequence:
+        raise NotReadyError(
+            f"min_sequence is {wanted}, but the corpus is at {corpus.sequence}; search again later, or ask the server "
+            "that acknowledged the write"
+        )
 
 
 def _check_request(queries: int, top_k: int, target: str, page_token: str) -> None:
@@ -280,19 +248,6 @@ def _check_request(queries: int, top_k: int, target: str, page_token: str) -> No
         raise QueryError(f"target is {str(target)[:20]!r}, expected one of {', '.join(MODALITIES)}", field="target")
     if page_token and queries != 1:
         raise QueryError(f"page_token came with {queries} queries, expected one", field="page_token")
-
-
-def _encode(
-    name: str,
-    encode: Callable[[Sequence[Item]], Vector],
-    items: Sequence[Item | None],
-    parts: Sequence[dict[str, Vector]],
-) -> None:
-    """Encode the items that exist in one batch, and put each embedding under ``name`` into its part."""
-    there = [(item, part) for item, part in zip(items, parts, strict=True) if item is not None]
-    if there:
-        for (_, part), vector in zip(there, encode([item for item, _ in there]), strict=True):
-            part[name] = vector
 
 
 def _check_weights(weights: Mapping[str, float] | None) -> Mapping[str, float] | None:

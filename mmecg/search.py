@@ -6,7 +6,6 @@ removal renumbers). A *target* is the modality whose embeddings are searched. ``
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -20,6 +19,7 @@ from mmecg.errors import QueryError
 from mmecg.quality import QUALITY_KINDS
 from mmecg.study import Scope as Scope
 from mmecg.study import Study
+from mmecg.study import WriteRequest as WriteRequest
 from mmecg.study import without_zone as without_zone
 from mmecg.vitals import Sex
 
@@ -247,6 +247,10 @@ class CorpusStats:
     sequence: int
 
 
+Embeddings = Mapping[str, NDArray[np.float32]]
+"""Of one study: modality to float32, shape (dim,), unit norm."""
+
+
 class CorpusStore(Protocol):
     """The system of record: studies with their embeddings, under the fingerprint of one bundle."""
 
@@ -254,14 +258,66 @@ class CorpusStore(Protocol):
     def fingerprint(self) -> str:
         """Fingerprint of the bundle whose embeddings it holds."""
 
-    def upsert(self, studies: Sequence[Study], embeddings: Sequence[Mapping[str, NDArray[np.float32]]]) -> int:
-        """Store studies durably, replacing those whose id is there; return the committed sequence number."""
+    @property
+    def sequence(self) -> int:
+        """Number of the last write that is durable and searchable."""
+
+    @property
+    def writable(self) -> bool:
+        """False while writes are refused because the storage failed; reads go on."""
+
+    def unchanged(self, studies: Sequence[Study], recipes: Sequence[str]) -> list[bool]:
+        """Return which studies are stored just so, with embeddings that were made in this way: they need no others."""
+
+    def store(
+        self,
+        studies: Sequence[Study],
+        embeddings: Sequence[Embeddings | None],
+        *,
+        recipes: Sequence[str | None] | None = None,
+        etags: Sequence[str | None] | None = None,
+        requests: Sequence[WriteRequest | None] | None = None,
+    ) -> list[int]:
+        """Store studies durably, all or none, replacing those whose id is there; return the sequence number of each.
+
+        What is stored just so already is left alone and keeps its number.
+
+        Parameters
+        ----------
+        studies : sequence of Study
+        embeddings : sequence of mapping of modality to float32, shape (dim,), unit norm
+            None for a study that is :meth:`unchanged`.
+        recipes : sequence of str, optional
+            How the bundle made the embeddings of each study; None if they came from elsewhere.
+        etags : sequence of str, optional
+            Replace only the study of this tag.
+        requests : sequence of WriteRequest, optional
+            One that comes again is answered as it was, and changes nothing.
+
+        Raises
+        ------
+        ConflictError
+            A study that should be unchanged, or of a certain tag, is not.
+        AlreadyExistsError
+            A request id stands for something else.
+        PermissionDeniedError
+            A study, or the one of that id that is there, is outside the scope.
+        """
+
+    def delete(self, study_id: str, *, request: WriteRequest | None = None) -> int:
+        """Delete a study; return the committed sequence number. Raises ``StudyNotFoundError``."""
 
     def get(self, study_ids: Sequence[str], *, with_signal: bool = True) -> list[Study]:
         """Return studies in the order asked for. Raises ``StudyNotFoundError``."""
 
-    def delete(self, study_id: str) -> int:
-        """Delete a study; return the committed sequence number. Raises ``StudyNotFoundError``."""
+    def tagged(self, study_ids: Sequence[str], *, with_signal: bool = True) -> list[tuple[Study, str]]:
+        """Return what :meth:`get` does, each study with the tag (etag) that changes with its content."""
+
+    def study_ids(self, rows: NDArray[np.int64]) -> list[str | None]:
+        """Return the id of each row; None for a row that is not there."""
+
+    def count(self, where: Filter | None = None) -> int:
+        """Return how many studies pass a filter."""
 
     def list_studies(
         self, *, subject_id: str | None = None, page_size: int = 100, page_token: str = ""
@@ -276,7 +332,7 @@ class CorpusStore(Protocol):
         Raises ``SubjectNotFoundError``. Excluded ids are not counted, nor studies without a time.
         """
 
-    def embeddings(self, rows: NDArray[np.int64]) -> list[Mapping[str, NDArray[np.float32]]]:
+    def embeddings(self, rows: NDArray[np.int64]) -> list[Embeddings]:
         """Return the embeddings of rows; nothing for a row that is not there."""
 
     def rows(self, study_ids: Sequence[str]) -> NDArray[np.int64]:
@@ -340,61 +396,3 @@ def check_rows(rows: NDArray[np.int64], count: int | None = None) -> NDArray[np.
     if checked.ndim != 1 or (checked.size and checked.min() < 0) or count not in (None, len(checked)):
         raise QueryError(f"rows of shape {checked.shape} are negative, or not one a vector", field="rows")
     return checked if (np.diff(checked) > 0).all() else np.unique(checked)
-
-
-class ExactIndex:
-    """Every query against every vector, in NumPy: a :class:`VectorIndex` that is slow and obviously right.
-
-    Equal scores are ordered by row. Every change replaces the arrays, so that a search sees one state.
-
-    Parameters
-    ----------
-    dim : int
-    fingerprint : str
-        Fingerprint of the bundle whose embeddings it holds.
-    """
-
-    def __init__(self, dim: int, fingerprint: str) -> None:
-        self.dim = dim
-        self.fingerprint = fingerprint
-        self._lock = threading.Lock()
-        self._state = (np.empty(0, np.int64), np.empty((0, dim), np.float32))
-
-    def __len__(self) -> int:
-        return len(self._state[0])
-
-    def upsert(self, rows: NDArray[np.int64], embeddings: NDArray[np.float32]) -> None:
-        """Add vectors, replacing those whose row is there; of a repeated row the last counts."""
-        vectors = check_vectors(embeddings, self.dim)
-        check_rows(rows, len(vectors))
-        with self._lock:
-            stored = dict(zip(self._state[0].tolist(), self._state[1], strict=True))
-            stored.update(zip(np.asarray(rows).tolist(), vectors, strict=True))
-            ordered = sorted(stored)
-            matrix = np.array([stored[row] for row in ordered], np.float32).reshape(-1, self.dim)
-            self._state = (np.array(ordered, np.int64), matrix)
-
-    def remove(self, rows: NDArray[np.int64]) -> int:
-        """Remove rows; return how many were there."""
-        with self._lock:
-            have, matrix = self._state
-            keep = ~np.isin(have, rows)
-            self._state = (have[keep], matrix[keep])
-            return int((~keep).sum())
-
-    def search(self, queries: NDArray[np.float32], top_k: int, *, rows: NDArray[np.int64] | None = None) -> IndexResult:
-        """Return the best ``top_k`` of all rows, or of ``rows`` only."""
-        have, matrix = self._state
-        total = len(have)
-        vectors = check_vectors(queries, self.dim)
-        if rows is not None:
-            keep = np.isin(have, check_rows(rows))
-            have, matrix = have[keep], matrix[keep]
-        scores = vectors @ matrix.T
-        best = np.argsort(-scores, axis=1, kind="stable")[:, : check_top_k(top_k)]
-        found_rows = np.full((len(vectors), top_k), -1, np.int64)
-        found_scores = np.full((len(vectors), top_k), -np.inf, np.float32)
-        found_rows[:, : best.shape[1]] = have[best]
-        found_scores[:, : best.shape[1]] = np.take_along_axis(scores, best, axis=1)
-        engine = "exact" if rows is None else "exact_rows"
-        return IndexResult(found_rows, found_scores, SearchPlan(engine, True, total, len(have)))

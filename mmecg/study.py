@@ -119,6 +119,25 @@ class Scope:
         return Scope(sites=_both(self.sites, other.sites), subject_ids=_both(self.subject_ids, other.subject_ids))
 
 
+@dataclass(frozen=True, kw_only=True)
+class WriteRequest:
+    """A write that its caller named, so that it is done once, however often it is sent.
+
+    Attributes
+    ----------
+    request_id : str
+        1 to 128 characters.
+    principal : str
+        Who asks; everybody's request ids are their own.
+    content : bytes, optional
+        What is asked for, if that is not the study alone; the same request id with another content is refused.
+    """
+
+    request_id: str
+    principal: str = ""
+    content: bytes | None = None
+
+
 @dataclass(frozen=True)
 class History:
     """The subject's studies strictly before ``as_of``, oldest first. Build it with :meth:`build`."""

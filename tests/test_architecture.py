@@ -18,14 +18,16 @@ BASE = {"errors"}
 VALUES = BASE | {"ecg", "vitals", "report", "config"}
 DOMAIN = VALUES | {"study", "embedding", "quality", "neighbours"}
 MODELS = DOMAIN | {"lettering", "search", "datasets", "modeling", "labels", "encoders", "prompts"}
-LIBRARY = MODELS | {"assets", "bundle", "retriever", "prediction", "plotting"}
+LIBRARY = MODELS | {"assets", "bundle", "ingester", "retriever", "prediction", "plotting"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "assets": set(),
     **dict.fromkeys(("ecg", "vitals", "report", "config"), VALUES),
     **dict.fromkeys(("study", "embedding", "quality", "neighbours"), DOMAIN),
-    **dict.fromkeys(("search", "datasets", "modeling", "labels", "encoders", "lettering", "plotting"), MODELS),
-    **dict.fromkeys(("bundle", "retriever", "prediction"), LIBRARY | {"training"}),
+    **dict.fromkeys(
+        ("search", "exact_index", "datasets", "modeling", "labels", "encoders", "lettering", "plotting"), MODELS
+    ),
+    **dict.fromkeys(("bundle", "ingester", "retriever", "prediction"), LIBRARY | {"training"}),
     **dict.fromkeys(("training", "evaluation"), LIBRARY | {"training", "evaluation"}),
     "client": DOMAIN | {"search", "retriever", "datasets", "labels", "prediction", "mmecg_pb"},
     "cli": LIBRARY | {"mmecg", "training", "evaluation", "client", "mmecg_index", "mmecg_server"},

@@ -6,7 +6,7 @@ Each method is one statement, or a few, over the connections of ``_database``. S
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmecg.errors import QueryError, StudyNotFoundError
-from mmecg.search import MAX_PAGE_SIZE, Filter
+from mmecg.search import MAX_PAGE_SIZE, Embeddings, Filter
 from mmecg.study import Study
 from mmecg_index import database
 from mmecg_index.codec import check_study, content_hash, decode_study, decode_vector
@@ -106,7 +106,7 @@ class StudyQueries:
             database.check_subject(connection, subject_id)
             return database.select_earlier(connection, subject_id, database.sort_time(before), limit, exclude)
 
-    def embeddings(self, rows: NDArray[np.int64]) -> list[Mapping[str, NDArray[np.float32]]]:
+    def embeddings(self, rows: NDArray[np.int64]) -> list[Embeddings]:
         """Return the embeddings of rows; nothing for a row that is not there."""
         wanted = rows.tolist()
         found: dict[int, dict[str, NDArray[np.float32]]] = {row: {} for row in wanted}
@@ -128,6 +128,12 @@ class StudyQueries:
                 found.append(stored[0])
         return np.array(found, np.int64)
 
+    def subjects_of(self, study_ids: Sequence[str]) -> dict[str, str]:
+        """Return the subject of each study that is there."""
+        with self._database.reading() as connection:
+            query = "SELECT study_id, subject_id FROM studies"
+            return dict(database.select_in(connection, query, "study_id", study_ids))
+
     def _stored(self, study_ids: Sequence[str], *, with_signal: bool) -> list[tuple[Study, bytes | None, int]]:
         """Return studies with their content hash and the number of the write that stored them."""
         signal = "signal" if with_signal else "NULL"
@@ -141,6 +147,12 @@ class StudyQueries:
             if study_id not in stored:
                 raise not_found(study_id)
         return [(decode_study(one, *stored[one][2:]), *stored[one][:2]) for one in study_ids]
+
+    def study_ids(self, rows: NDArray[np.int64]) -> list[str | None]:
+        """Return the id of each row; None for a row that is not there."""
+        with self._database.reading() as connection:
+            found = dict(database.select_in(connection, "SELECT row, study_id FROM studies", "row", rows.tolist()))
+        return [found.get(row) for row in rows.tolist()]
 
     def count(self, where: Filter | None = None) -> int:
         """Return how many studies pass a filter."""

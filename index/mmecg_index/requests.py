@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
 import time
 
 from mmecg.errors import AlreadyExistsError, QueryError
+from mmecg.search import WriteRequest
 from mmecg_index.audit import digest
-from mmecg_index.writer import Operation, Written
 
 MAX_AGE_S = 7 * 24 * 3600.0
 MAX_REQUESTS = 1_000_000
@@ -15,17 +16,16 @@ _TRIM_EVERY = 1000
 _MAX_ID_CHARS = 128
 
 
-class Request:
-    """A request that a caller named, so that it is done once.
+class Answered:
+    """A request beside what is stored of it.
 
     Parameters
     ----------
     secret : bytes
         Key of the corpus; a request id may hold the id of a person, so only its keyed hash is stored.
-    principal, request_id : str
-        Who asks, and how they name it.
-    content : bytes
-        Digest of what is asked for.
+    request : WriteRequest
+    asked : bytes
+        What is asked for.
 
     Raises
     ------
@@ -33,16 +33,17 @@ class Request:
         The request id is empty or too long.
     """
 
-    def __init__(self, secret: bytes, principal: str, request_id: str, content: bytes) -> None:
-        if not 1 <= len(request_id) <= _MAX_ID_CHARS:
+    def __init__(self, secret: bytes, request: WriteRequest, asked: bytes) -> None:
+        if not 1 <= len(request.request_id) <= _MAX_ID_CHARS:
             raise QueryError(
-                f"request_id has {len(request_id)} characters, expected 1 to {_MAX_ID_CHARS}", field="request_id"
+                f"request_id has {len(request.request_id)} characters, expected 1 to {_MAX_ID_CHARS}",
+                field="request_id",
             )
-        self._key = (principal, digest(secret, "request", request_id))
-        self._content = content
+        self._key = (request.principal, digest(secret, "request", request.request_id))
+        self._asked = hashlib.blake2b(asked, key=secret, digest_size=16).digest()
 
-    def answer(self, connection: sqlite3.Connection) -> int | None:
-        """Return the sequence number it was answered with; None if it was not.
+    def find(self, connection: sqlite3.Connection) -> int | None:
+        """Return the sequence number that the request was answered with; None if it was not.
 
         Raises
         ------
@@ -53,27 +54,18 @@ class Request:
         stored = connection.execute(query, self._key).fetchone()
         if stored is None:
             return None
-        if stored[0] != self._content:
+        if stored[0] != self._asked:
             raise AlreadyExistsError(
                 "request_id was used for another request, expected a new one for each; send it with a new request_id"
             )
         return int(stored[1])
 
-    def once(self, operation: Operation) -> Operation:
-        """Return an operation that does its work only if the request was not answered yet."""
-
-        def run(connection: sqlite3.Connection) -> Written:
-            if (sequence := self.answer(connection)) is not None:
-                return Written(sequence)
-            written = operation(connection)
-            now = time.time()
-            values = (*self._key, self._content, written.sequence, now)
-            connection.execute("INSERT INTO requests VALUES (?, ?, ?, ?, ?)", values)
-            if written.sequence % _TRIM_EVERY == 0:
-                trim(connection, now)
-            return written
-
-        return run
+    def remember(self, connection: sqlite3.Connection, sequence: int) -> None:
+        """Store the answer, in the transaction of the write."""
+        now = time.time()
+        connection.execute("INSERT INTO requests VALUES (?, ?, ?, ?, ?)", (*self._key, self._asked, sequence, now))
+        if sequence % _TRIM_EVERY == 0:
+            trim(connection, now)
 
 
 def trim(connection: sqlite3.Connection, now: float) -> None:

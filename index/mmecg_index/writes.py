@@ -1,4 +1,4 @@
-"""What changes the studies of a corpus, or of a part of it: upsert, delete, update; each one operation of the writer.
+"""What changes the studies of a corpus, or of a part of it: store and delete, each one operation of the writer.
 
 A study that is stored as it is given is not written again. ``content_hash`` tells: a keyed hash over everything that a
 study says, whoever encoded it. Its embeddings are compared as well, unless the caller says by name how they were made
@@ -9,26 +9,23 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mmecg.embedding import MODALITIES
-from mmecg.errors import ConflictError, OverloadedError, PermissionDeniedError, QueryError
-from mmecg.search import check_vectors
+from mmecg.errors import ConflictError, PermissionDeniedError, QueryError
+from mmecg.search import Embeddings, WriteRequest, check_vectors
 from mmecg.study import Scope, Study
-from mmecg_index.codec import content_hash, encode_study, encode_vector, metadata_record, study_checksum
+from mmecg_index.codec import content_hash, decode_study, encode_study, encode_vector, metadata_record, study_checksum
 from mmecg_index.database import next_sequence, sort_time
 from mmecg_index.queries import StudyQueries, not_found
-from mmecg_index.requests import Request
-from mmecg_index.writer import Operation, Stored, Writer, Written
+from mmecg_index.requests import Answered
+from mmecg_index.writer import Stored, Writer, Written
 
-_ATTEMPTS = 8
-"""Of an update that meets another writer."""
+Item = TypeVar("Item")
 
 _UPSERT = """
 INSERT INTO studies
@@ -40,8 +37,6 @@ ON CONFLICT (study_id) DO UPDATE SET
        excluded.site, excluded.content_hash, excluded.recipe)
 RETURNING row
 """
-
-Embeddings = Mapping[str, NDArray[np.float32]]
 
 
 class StudyWrites(StudyQueries):
@@ -62,249 +57,172 @@ class StudyWrites(StudyQueries):
         """False after a failure of the disk: reads go on, writes are refused until the corpus is opened again."""
         return self._writer.fault is None
 
-    def upsert(
+    def upsert(self, studies: Sequence[Study], embeddings: Sequence[Embeddings]) -> int:
+        """Store studies with embeddings that came from anywhere; return the sequence number. See :meth:`store`."""
+        return max(self.store(studies, embeddings), default=self.sequence)
+
+    def unchanged(self, studies: Sequence[Study], recipes: Sequence[str]) -> list[bool]:
+        """Return which studies are stored just so, with embeddings that were made in this way: they need no others."""
+        same = []
+        with self._database.reading() as connection:
+            for study, recipe in zip(studies, recipes, strict=True):
+                found = find(connection, study.study_id)
+                content = content_hash(study, self._database.secret)
+                same.append(found is not None and (found.recipe, found.content_hash) == (recipe, content))
+        return same
+
+    def store(
         self,
         studies: Sequence[Study],
-        embeddings: Sequence[Embeddings],
+        embeddings: Sequence[Embeddings | None],
         *,
-        recipe: str | None = None,
-        request_id: str | None = None,
-        principal: str = "",
-    ) -> int:
-        """Store studies durably, replacing those whose id is there; return the committed sequence number.
+        recipes: Sequence[str | None] | None = None,
+        etags: Sequence[str | None] | None = None,
+        requests: Sequence[WriteRequest | None] | None = None,
+    ) -> list[int]:
+        """Store studies durably, all or none, replacing those whose id is there; return the sequence number of each.
 
-        All of them are stored, or none. Of a repeated id the last counts. What is stored just so already is left alone;
-        if all is, the number of the last write to them is returned.
-
-        Parameters
-        ----------
-        studies : sequence of Study
-        embeddings : sequence of mapping of modality to float32, shape (dim,), unit norm
-            One mapping a study; a modality that is left out is not found by a search of that target.
-        recipe : str, optional
-            Name of how the bundle made them from the studies, so that :meth:`unchanged` can tell whether it has to
-            again; left out if they came from elsewhere.
-        request_id : str, optional
-            1 to 128 characters; the same one with the same studies returns the same number, whatever came between.
-        principal : str
-            Who asks; everybody's request ids are their own.
+        Of a repeated id the last counts. See :meth:`mmecg.search.CorpusStore.store`.
 
         Raises
         ------
         QueryError
-            An embedding is not of this corpus's kind, or the request id is too long.
-        AlreadyExistsError
-            The request id was used for another request.
-        PermissionDeniedError
-            A study, or the one of that id that is there, is outside the scope.
+            An embedding is not of this corpus's kind, a list is not of one entry a study, or a request id is too long.
+        AlreadyExistsError, ConflictError, PermissionDeniedError
+            See :meth:`mmecg.search.CorpusStore.store`.
         NotReadyError, OverloadedError
             See :meth:`mmecg_index.writer.Writer.write`.
         """
-        items = self._items(studies, embeddings, recipe)
-        self._check_scope(studies)
+        items = [
+            _Item(self, *each)
+            for each in zip(
+                studies,
+                _one_each(embeddings, studies, "embeddings"),
+                _one_each(recipes, studies, "recipes"),
+                _one_each(etags, studies, "etags"),
+                _one_each(requests, studies, "requests"),
+                strict=True,
+            )
+        ]
+        if not all(self.scope.allows(study.subject_id, study.site) for study in studies):
+            raise outside()
         self._writer.check()
         with self._database.reading() as connection:
             for item in items:
                 if not item.is_stored(connection, find(connection, item.study.study_id)):
                     _ = item.encoded  # here, where nobody waits for it
+        numbers: list[int] = []
 
         def operation(connection: sqlite3.Connection) -> Written:
-            return _store(connection, items, self.scope)
+            numbers.clear()
+            return _store(connection, items, self.scope, numbers)
 
-        asked = b"".join(item.asked() for item in items) if request_id is not None else b""
-        return self._write(operation, self._request("upsert", asked, request_id, principal))
+        self._writer.write(operation)
+        return numbers
 
-    def unchanged(self, studies: Sequence[Study], *, recipe: str) -> list[int | None]:
-        """Return the sequence number of each study that is stored as it is, with embeddings of this recipe; else None.
-
-        Those need not be embedded again.
-        """
-        found: list[int | None] = []
-        with self._database.reading() as connection:
-            for study in studies:
-                there = find(connection, study.study_id)
-                same = there is not None and there.recipe == recipe and there.content_hash == self._hash(study)
-                found.append(there.sequence if there is not None and same else None)
-        return found
-
-    def delete(self, study_id: str, *, request_id: str | None = None, principal: str = "") -> int:
+    def delete(self, study_id: str, *, request: WriteRequest | None = None) -> int:
         """Delete a study; return the committed sequence number.
 
         Raises
         ------
         StudyNotFoundError
-            It is not there, or outside the scope; but a request id that deleted it returns the number it got then.
+            It is not there, or outside the scope; but a request that deleted it returns the number it got then.
         """
+        answered = request and Answered(self._database.secret, request, b"delete\0" + study_id.encode())
 
         def operation(connection: sqlite3.Connection) -> Written:
+            if answered and (number := answered.find(connection)) is not None:
+                return Written(number)
             found = find(connection, study_id)
             if found is None or not self.scope.allows(found.subject_id, found.site):
                 raise not_found(study_id)
-            return remove_rows(connection, [found.row])
+            written = remove_rows(connection, [found.row])
+            if answered:
+                answered.remember(connection, written.sequence)
+            return written
 
-        return self._write(operation, self._request("delete", study_id.encode(), request_id, principal), grows=False)
-
-    def update(
-        self,
-        study_id: str,
-        change: Callable[[Study], Study],
-        embed: Callable[[Study], Embeddings],
-        *,
-        etag: str | None = None,
-        recipe: str | None = None,
-        request_id: str | None = None,
-        principal: str = "",
-        content: bytes = b"",
-    ) -> int:
-        """Replace a study by what a function makes of it; return the committed sequence number.
-
-        No write of others is lost: if one comes between reading and writing, the function is asked again.
-
-        Parameters
-        ----------
-        study_id : str
-        change : callable
-            Returns the new study, of the same id.
-        embed : callable
-            Returns the new study's embeddings; called only if something changed.
-        etag : str, optional
-            What :meth:`tagged` said; if the study is no longer that one, nothing is done.
-        recipe, request_id, principal
-            See :meth:`upsert`.
-        content : bytes
-            What the request asks for, so that a request id that comes back with another change is noticed.
-
-        Raises
-        ------
-        StudyNotFoundError
-        ConflictError
-            The study is not the one that ``etag`` names.
-        AlreadyExistsError, PermissionDeniedError, NotReadyError, OverloadedError
-            See :meth:`upsert`.
-        """
-        request = self._request("update", f"{study_id}\0{etag or ''}\0".encode() + content, request_id, principal)
-        if request is not None:
-            with self._database.reading() as connection:
-                if (answer := request.answer(connection)) is not None:
-                    return answer
-        for _ in range(_ATTEMPTS):
-            operation = self._updating(study_id, change, embed, etag, recipe)
-            with suppress(_OvertakenError):
-                return self._write(operation, request)
-        raise OverloadedError(f"others changed the study {_ATTEMPTS} times meanwhile; send it again")
-
-    def _updating(
-        self,
-        study_id: str,
-        change: Callable[[Study], Study],
-        embed: Callable[[Study], Embeddings],
-        etag: str | None,
-        recipe: str | None,
-    ) -> Operation:
-        """Return an operation that replaces the study as it is now; ``_OvertakenError`` if it no longer is that one."""
-        ((study, content, sequence),) = self._stored([study_id], with_signal=True)
-        content = content or self._hash(study)
-        if etag not in (None, content.hex()):
-            raise ConflictError(
-                "the study was changed since it was read (etag); read it again, and apply the change to what it is now"
-            )
-        changed = change(study)
-        if changed.study_id != study_id:
-            raise QueryError("an update gives the study another id; delete it and store it anew", field="study_id")
-        self._check_scope([changed])
-        items = [] if self._hash(changed) == content else self._items([changed], [embed(changed)], recipe)
-        for item in items:
-            _ = item.encoded
-
-        def operation(connection: sqlite3.Connection) -> Written:
-            found = find(connection, study_id)
-            if found is None:
-                raise not_found(study_id)
-            if found.sequence != sequence:
-                raise _OvertakenError
-            return _store(connection, items, self.scope) if items else Written(sequence)
-
-        return operation
-
-    def _items(self, studies: Sequence[Study], embeddings: Sequence[Embeddings], recipe: str | None) -> list[_Item]:
-        """Return what is to be stored; of a repeated id the last."""
-        if len(studies) != len(embeddings):
-            raise QueryError(f"got {len(studies)} studies and {len(embeddings)} embeddings, expected one each")
-        for vectors in embeddings:
-            for name, vector in vectors.items():
-                if name not in MODALITIES:
-                    raise QueryError(f"modality {str(name)[:20]!r} is unknown, expected one of {', '.join(MODALITIES)}")
-                check_vectors(np.asarray(vector)[None], self._database.dim)
-        last = {study.study_id: (study, vectors) for study, vectors in zip(studies, embeddings, strict=True)}
-        return [_Item(study, vectors, self.fingerprint, recipe, self._hash(study)) for study, vectors in last.values()]
-
-    def _hash(self, study: Study) -> bytes:
-        return content_hash(study, self._database.secret)
-
-    def _check_scope(self, studies: Sequence[Study]) -> None:
-        if not all(self.scope.allows(study.subject_id, study.site) for study in studies):
-            raise outside()
-
-    def _request(self, kind: str, content: bytes, request_id: str | None, principal: str) -> Request | None:
-        if request_id is None:
-            return None
-        asked = hashlib.blake2b(kind.encode() + b"\0" + content, key=self._database.secret, digest_size=16).digest()
-        return Request(self._database.secret, principal, request_id, asked)
-
-    def _write(self, operation: Operation, request: Request | None, *, grows: bool = True) -> int:
-        """Run an operation, once a request; return the sequence number."""
-        return self._writer.write(request.once(operation) if request else operation, grows=grows).sequence
-
-
-class _OvertakenError(Exception):
-    """Another write came between reading a study and replacing it."""
+        return self._writer.write(operation, grows=False).sequence
 
 
 class _Item:
-    """A study on its way into the corpus."""
+    """A study on its way into a corpus."""
 
     def __init__(
-        self, study: Study, embeddings: Embeddings, fingerprint: str, recipe: str | None, content: bytes
+        self,
+        corpus: StudyWrites,
+        study: Study,
+        embeddings: Embeddings | None,
+        recipe: str | None,
+        etag: str | None,
+        request: WriteRequest | None,
     ) -> None:
         self.study = study
-        self.embeddings = embeddings
-        self.fingerprint = fingerprint
-        self.recipe = recipe
-        self.content_hash = content
+        self.etag = etag
+        self._fingerprint = corpus.fingerprint
+        self._secret = corpus._database.secret
+        self._embeddings = embeddings
+        self._recipe = recipe
+        self._content_hash = content_hash(study, self._secret)
+        for name, vector in (embeddings or {}).items():
+            if name not in MODALITIES:
+                raise QueryError(f"modality {str(name)[:20]!r} is unknown, expected one of {', '.join(MODALITIES)}")
+            check_vectors(np.asarray(vector)[None], corpus._database.dim)
+        self.answered = request and Answered(self._secret, request, self._asked(request))
 
     @cached_property
     def encoded(self) -> tuple[str, bytes | None]:
         """Document and signal."""
         return encode_study(self.study)
 
-    def asked(self) -> bytes:
-        """Return what a request with this item asks for; how the bundle embeds it is not part of it."""
-        digest = hashlib.blake2b(repr((self.study.study_id, self.recipe)).encode() + self.content_hash)
-        for name, vector in sorted(self.embeddings.items() if self.recipe is None else ()):
-            digest.update(name.encode() + np.asarray(vector, "<f4").tobytes())
-        return digest.digest()
+    def _asked(self, request: WriteRequest) -> bytes:
+        """Return what the request is about; what the bundle makes of it is not part of that."""
+        digest = hashlib.blake2b(repr((self.study.study_id, self._recipe)).encode())
+        digest.update(self._content_hash if request.content is None else request.content)
+        if self._recipe is None:
+            for name, vector in sorted((self._embeddings or {}).items()):
+                digest.update(name.encode() + np.asarray(vector, "<f4").tobytes())
+        return b"store\0" + digest.digest()
 
     def is_stored(self, connection: sqlite3.Connection, found: Found | None) -> bool:
         """Return whether it is in the database just so."""
-        if found is None or (found.content_hash, found.recipe) != (self.content_hash, self.recipe):
+        if found is None or (found.content_hash, found.recipe) != (self._content_hash, self._recipe):
             return False
+        if self._embeddings is None:
+            return True
         query = "SELECT modality, vector FROM embeddings WHERE row = ? AND fingerprint = ?"
-        stored = dict(connection.execute(query, (found.row, self.fingerprint)).fetchall())
-        if self.recipe is not None:
-            return stored.keys() == self.embeddings.keys()
-        return stored == {name: np.asarray(vector, "<f4").tobytes() for name, vector in self.embeddings.items()}
+        stored = dict(connection.execute(query, (found.row, self._fingerprint)).fetchall())
+        if self._recipe is not None:
+            return stored.keys() == self._embeddings.keys()
+        return stored == {name: np.asarray(vector, "<f4").tobytes() for name, vector in self._embeddings.items()}
 
-    def insert(self, connection: sqlite3.Connection, sequence: int) -> int:
-        """Write it; return its row."""
+    def check_etag(self, connection: sqlite3.Connection, found: Found | None) -> None:
+        """Raise ``ConflictError`` if the study that is there is not the one to be replaced."""
+        if self.etag is None:
+            return
+        if found is None:
+            raise not_found(self.study.study_id)
+        content = found.content_hash
+        if content is None:  # written by a release that kept none
+            query = "SELECT study_id, subject_id, document, signal FROM studies WHERE row = ?"
+            content = content_hash(decode_study(*connection.execute(query, (found.row,)).fetchone()), self._secret)
+        if content.hex() != self.etag:
+            raise ConflictError(
+                "the study was changed since it was read (etag); read it again, and apply the change to what it is now"
+            )
+
+    def insert(self, connection: sqlite3.Connection, sequence: int) -> tuple[int, Stored]:
+        """Write it; return its row and what stands there now."""
+        if self._embeddings is None:
+            raise ConflictError("a study that was stored already was changed meanwhile; send it again")
         study, (document, signal) = self.study, self.encoded
         crc = study_checksum(study.study_id, study.subject_id, document)
         values = (study.study_id, study.subject_id, sort_time(study.acquired_at), sequence, document, crc, signal)
-        more = (study.site, self.content_hash, self.recipe)
+        more = (study.site, self._content_hash, self._recipe)
         row = int(connection.execute(_UPSERT, values + more).fetchone()[0])
         connection.execute("DELETE FROM embeddings WHERE row = ?", (row,))
-        rows = [encode_vector(row, name, self.fingerprint, vector) for name, vector in self.embeddings.items()]
+        rows = [encode_vector(row, name, self._fingerprint, vector) for name, vector in self._embeddings.items()]
         connection.executemany("INSERT INTO embeddings VALUES (?, ?, ?, ?, ?)", rows)
-        return row
+        return row, Stored(metadata_record(row, study.study_id, study.subject_id, document), self._embeddings)
 
 
 class Found(NamedTuple):
@@ -333,30 +251,39 @@ def remove_rows(connection: sqlite3.Connection, rows: Sequence[int]) -> Written:
     return Written(sequence, dict.fromkeys(rows))
 
 
-def _store(connection: sqlite3.Connection, items: Sequence[_Item], scope: Scope) -> Written:
-    """Write what is not stored just so already, as one write."""
-    rows: dict[int, Stored | None] = {}
-    number: int | None = None
-    last = 0
-    for item in items:
-        study = item.study
-        found = find(connection, study.study_id)
-        if found is not None and not scope.allows(found.subject_id, found.site):
-            raise outside()
-        if found is not None and item.is_stored(connection, found):
-            last = max(last, found.sequence)
-            continue
-        if number is None:
-            number = last = next_sequence(connection)
-        record = metadata_record(
-            row := item.insert(connection, number), study.study_id, study.subject_id, item.encoded[0]
-        )
-        rows[row] = Stored(record, item.embeddings)
-    return Written(last, rows)
-
-
 def outside() -> PermissionDeniedError:
     """Return the error; the same whether a study of that id is there or not."""
     return PermissionDeniedError(
         "a study is of a site or subject outside of what the caller may write, or takes the place of one; leave it out"
     )
+
+
+def _store(connection: sqlite3.Connection, items: Sequence[_Item], scope: Scope, numbers: list[int]) -> Written:
+    """Write what is not stored just so already, as one write; append the sequence number of each to ``numbers``."""
+    rows: dict[int, Stored | None] = {}
+    new: int | None = None
+    for item in items:
+        if item.answered and (number := item.answered.find(connection)) is not None:
+            numbers.append(number)
+            continue
+        found = find(connection, item.study.study_id)
+        if found is not None and not scope.allows(found.subject_id, found.site):
+            raise outside()
+        item.check_etag(connection, found)
+        if found is not None and item.is_stored(connection, found):
+            number = found.sequence
+        else:
+            number = new = next_sequence(connection) if new is None else new
+            row, rows[row] = item.insert(connection, number)
+        if item.answered:
+            item.answered.remember(connection, number)
+        numbers.append(number)
+    return Written(new or 0, rows)
+
+
+def _one_each(values: Sequence[Item] | None, studies: Sequence[Study], what: str) -> Sequence[Item | None]:
+    if values is None:
+        return [None] * len(studies)
+    if len(values) != len(studies):
+        raise QueryError(f"got {len(studies)} studies and {len(values)} {what}, expected one each")
+    return values

@@ -29,8 +29,9 @@ from mmecg.errors import (
     StudyNotFoundError,
     SubjectNotFoundError,
 )
+from mmecg.exact_index import ExactIndex
 from mmecg.report import Report
-from mmecg.search import METADATA_SCHEMA, ExactIndex, Filter
+from mmecg.search import METADATA_SCHEMA, Filter
 from mmecg.study import Study
 from mmecg.vitals import Vitals
 

@@ -13,7 +13,8 @@ from mmecg_index.faiss_index import FaissIndex
 
 from mmecg.embedding import normalise
 from mmecg.errors import ConfigError, QueryError
-from mmecg.search import ExactIndex, IndexResult
+from mmecg.exact_index import ExactIndex
+from mmecg.search import IndexResult
 
 DIM = 16
 FACTORIES = [None, "HNSW8", "IVF8,Flat", "IVF8,SQ8", "HNSW8,SQ8"]

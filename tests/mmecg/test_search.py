@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from mmecg.embedding import normalise
 from mmecg.errors import QueryError
-from mmecg.search import MAX_TOP_K, METADATA_SCHEMA, ExactIndex, Filter, check_rows, check_top_k, check_vectors
+from mmecg.exact_index import ExactIndex
+from mmecg.search import MAX_TOP_K, METADATA_SCHEMA, Filter, check_rows, check_top_k, check_vectors
 
 MOMENT = datetime(2020, 5, 1, 12)
 RECORDS = [
