@@ -26,6 +26,8 @@ COMMANDS = (
     "predict",
     "embed",
     "serve",
+    "health",
+    "token",
     "evaluate",
     "mine-labels",
     "label-text",

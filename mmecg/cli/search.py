@@ -43,6 +43,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     where.add_argument("--corpus", type=Path, help="corpus folder; default the demo corpus")
     where.add_argument("--server", metavar="HOST:PORT", help="ask a running server, which has its own bundle")
     parser.add_argument("--timeout-s", type=float, default=30.0, metavar="S", help="time given to a server (30)")
+    parser.add_argument("--token-file", type=Path, metavar="FILE", help="file with the server's token, and only that")
+    parser.add_argument("--tls-ca", type=Path, metavar="FILE.pem", help="authority of the server's certificate")
     query = parser.add_argument_group("query (at least one)")
     query.add_argument("--ecg", type=Path, metavar="RECORD", help="WFDB record, or NumPy file")
     text = query.add_mutually_exclusive_group()
@@ -146,7 +148,8 @@ def _search_server(
 ) -> tuple[SearchResult, Study | None]:
     from mmecg.client import ChannelOptions, Client
 
-    with Client(args.server, ChannelOptions(timeout_s=args.timeout_s)) as client:
+    token = None if args.token_file is None else args.token_file.read_text(encoding="ascii").strip()
+    with Client(args.server, ChannelOptions(timeout_s=args.timeout_s, tls_ca=args.tls_ca, token=token)) as client:
         result = client.search(
             ecg=query.ecg,
             text=query.text,

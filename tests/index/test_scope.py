@@ -31,10 +31,11 @@ def build(study_id: str, subject: str, site: str | None, day: int, **changes) ->
     return Study(**({"study_id": study_id, "subject_id": subject, **values, "labels": {"NORM": 100.0}} | changes))
 
 
-def vectors(seed: int) -> dict[str, np.ndarray]:
+def vectors(seed: int, *, ties: bool = False) -> dict[str, np.ndarray]:
+    """Few directions, so that many scores are equal and their order matters, or all of them different."""
     random = np.random.default_rng(seed)
-    # Few directions, so that scores are often equal and their order matters.
-    drawn = {name: normalise(random.integers(-1, 2, DIM) + np.float32(0.01)) for name in MODALITIES}
+    draw = (lambda: random.integers(-1, 2, DIM) + np.float32(0.01)) if ties else (lambda: random.standard_normal(DIM))
+    drawn = {name: normalise(draw()) for name in MODALITIES}
     return {name: drawn[name] for name in MODALITIES[: 1 + seed % 3]}
 
 
@@ -110,13 +111,15 @@ studies_drawn = st.lists(
         Filter,
         subject_ids=st.none() | st.frozensets(st.sampled_from(SUBJECTS)),
         exclude_subject_ids=st.frozensets(st.sampled_from(SUBJECTS), max_size=2),
+        exclude_study_ids=st.frozensets(st.sampled_from(["s0", "s3"])),
         sites=some_of,
         text_contains=st.none() | st.just("sinus"),
     ),
     size=st.integers(1, 5),
+    ties=st.booleans(),
 )
 @settings(max_examples=25, deadline=None)
-def test_a_view_answers_as_a_corpus_of_what_is_inside(drawn, deleted, scope, where, size):
+def test_a_view_answers_as_a_corpus_of_what_is_inside(drawn, deleted, scope, where, size, ties):
     with tempfile.TemporaryDirectory() as folder:
         options = {"dim": DIM, "synchronous": "normal"}
         with (
@@ -126,8 +129,10 @@ def test_a_view_answers_as_a_corpus_of_what_is_inside(drawn, deleted, scope, whe
             view, stored = whole.within(scope), {}
             for seed, (number, subject, site, day) in enumerate(drawn):
                 study = build(f"s{number}", subject, site, day)
-                whole.upsert([study], [vectors(seed)])
-                stored[study.study_id] = study, vectors(seed)
+                if ties and study.study_id in stored:
+                    continue  # until a compaction, equal scores stand in the order written, not of the rows
+                stored[study.study_id] = study, vectors(seed, ties=ties)
+                whole.upsert([study], [stored[study.study_id][1]])
             for number in deleted:
                 if stored.pop(f"s{number}", None):
                     whole.delete(f"s{number}")
