@@ -187,11 +187,22 @@ def _reliability_table(part: Cases, probability: NDArray[np.float64], task: str)
     return pl.concat(tables)
 
 
-def conformal(cases: Cases, sets_at: ConformalSets, levels: tuple[float, ...] = LEVELS) -> Part:
+def conformal(
+    cases: Cases, sets_at: ConformalSets, random_at: ConformalSets | None = None, levels: tuple[float, ...] = LEVELS
+) -> Part:
     """Return coverage and set size, marginal and by class, at each level; the rows of ``conformal90`` first.
 
     ``coverage`` counts all decisions of the statements; ``coverage_present`` and ``coverage_absent`` are means over the
-    labels with at least 10 positives, of the studies that have the label and of those that have not.
+    labels with at least 10 positives, of the studies that have the label and of those that have not. Coverage is
+    promised whatever the encoder: what a better one gains is smaller sets.
+
+    Parameters
+    ----------
+    cases : Cases
+    sets_at : callable
+    random_at : callable, optional
+        The same of the random encoder.
+    levels : tuple of float
     """
     statements = np.flatnonzero(~cases.superclass)
     gold, weights, n = cases.gold[:, statements], cases.weights, len(cases)
@@ -207,10 +218,20 @@ def conformal(cases: Cases, sets_at: ConformalSets, levels: tuple[float, ...] = 
         kinds = {"empty": 0, "single": 1, "both": 2}
         extra = {f"share_{kind}": float((found.size == count).mean()) for kind, count in kinds.items()}
         # The class that is always allowed, for every label: what the rate alone would give.
-        rows.append(_mean_row(f"{name}/coverage", share, weights, {"prevalence": level}, **extra))
-        rows.append(_mean_row(f"{name}/set_size", size, weights, {"prevalence": 2 * level}))
+        random = None if random_at is None else Sets.of(gold, random_at(level)[:, statements])
+        others = (
+            [{}] * 2
+            if random is None
+            else [{"random_encoder": float(of.mean())} for of in (random.covered, random.size)]
+        )
+        rows.append(_mean_row(f"{name}/coverage", share, weights, {"prevalence": level} | others[0], **extra))
+        rows.append(_mean_row(f"{name}/set_size", size, weights, {"prevalence": 2 * level} | others[1]))
         for side, (figure, of_label) in sides.items():
-            rows.append(figure.row(f"{name}/coverage_{side}", n, {"prevalence": level}, n_labels=int(kept.sum())))
+            baselines = {"prevalence": level}
+            if random is not None:
+                mask = gold if side == "present" else ~gold
+                baselines["random_encoder"] = _class_coverage(random.covered, mask, weights[:, :0], kept)[0].value
+            rows.append(figure.row(f"{name}/coverage_{side}", n, baselines, n_labels=int(kept.sum())))
             lines.append(
                 pl.DataFrame(
                     {

@@ -7,25 +7,23 @@ scores, votes and histories is fitted on the other patients.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from mmecg.datasets.ptb_xl import read_scp_statements
 from mmecg.datasets.splits import subject_groups
-from mmecg.embedding import Encoder
 from mmecg.evaluation.bootstrap import patient_weights
-from mmecg.evaluation.cohort import Progress, read_cohort
 from mmecg.evaluation.label_metrics import ece
 from mmecg.evaluation.prediction_cases import Part
 from mmecg.evaluation.prediction_data import PredictionData
 from mmecg.evaluation.prediction_fitting import GROUPS, Evidence, HonestScores, fit_embedding, fit_evidence, prevalence
 from mmecg.evaluation.prediction_history import apply_count, fit_count
 from mmecg.evaluation.prediction_metrics import Aurocs
+from mmecg.evaluation.prediction_modalities import Bases, subset_systems
+from mmecg.evaluation.prediction_random import RandomFeatures
 from mmecg.evaluation.prediction_systems import Current, Logits, Tested, WithHistory, systems_of
 from mmecg.evaluation.probe import fit_probe
 from mmecg.evaluation.results import Row
@@ -94,8 +92,26 @@ class CrossFit:
 
         return apply
 
+    def subsets(self, *, seed: int) -> dict[str, Logits]:
+        """Return the subsets of the evidence on every record; see :mod:`mmecg.evaluation.prediction_modalities`."""
+        honest, current = self.honest, self.current()
+        parts = {}
+        for one, evidence in enumerate(self.evidence):
+            rows = self.group == one
+            here = Current(current.ecg[rows], current.single[rows], current.current[rows])
+            parts[one] = Bases.of(here, honest.data.vitals[rows], evidence.vitals, prevalence(honest.data))
+        whole = {name.name: np.empty_like(current.ecg) for name in fields(Bases)}
+        for one, part in parts.items():
+            for name, logits in whole.items():
+                logits[self.group == one] = getattr(part, name)
+
+        def add(base: Logits, records: PredictionData) -> WithHistory:
+            return replace(self, honest=replace(honest, data=records)).with_history(base)
+
+        return subset_systems(honest.data, Bases(**whole), add, self.finish, seed=seed)
+
     def tested(self, others: Mapping[str, Logits] | None = None, *, resamples: int, seed: int) -> Tested:
-        """Return every system on every record; ``others`` are further ones, such as :func:`random_baseline`."""
+        """Return every system on every record; ``others`` are further ones, such as the random encoder's."""
         current, data = self.current(), self.honest.data
         counts = np.array([len(rows) for rows in self.honest.earlier], np.int64)
         counted = np.empty_like(current.current)
@@ -141,45 +157,21 @@ def add_history(
     return found
 
 
-def random_baseline(
-    folder: Path, honest: HonestScores, encoder: Encoder, *, records: int, progress: Progress, seed: int
-) -> Logits:
-    """Return log-odds of probes on a random encoder: float64, shape (n, labels), NaN where there is no earlier study.
-
-    Parameters
-    ----------
-    folder : Path
-        In PTB-XL layout.
-    honest : HonestScores
-    encoder : Encoder
-    records : int
-        Studies that the probes are fitted on, at most; those of one bundle's side serve the other side.
-    progress : callable
-    seed : int
-    """
-    data = honest.data
-    drawn = np.random.default_rng(seed).permutation(len(data))[:records]
-    followed = np.array([bool(rows) for rows in honest.earlier])
-    wanted = np.union1d(drawn, np.flatnonzero(followed))
-    read = read_cohort(
-        folder, data.table[wanted], read_scp_statements(folder), {"random": encoder}, subsets={}, progress=progress,
-        what="random encoder",
-    )  # fmt: skip
-    place = {study: row for row, study in enumerate(data.study_ids.tolist())}
-    rows = np.array([place[study] for study in read.study_ids.tolist()])
-    features, chosen = read.encoded["random"].features, np.isin(rows, drawn)
-    found = np.full(data.gold.shape, np.nan)
-    for part in np.unique(honest.part):
-        mine = honest.part[rows] == part
-        fitted, asked = chosen & ~mine, mine & followed[rows]
-        probe = fit_probe(
-            features[fitted], data.gold[rows[fitted]], data.subject_ids[rows[fitted]], penalties=(1e-2,), seed=seed
-        )
-        found[rows[asked]] = probe.scores(features[asked])
-    return found
+def early_records(honest: HonestScores) -> tuple[NDArray[np.bool_], float]:
+    """Return which records the temporal split is fitted on, and the day since 1970 that ends them."""
+    cut = float(np.nanquantile(honest.data.days, EARLY_SHARE))
+    return honest.data.days < cut, cut
 
 
-def temporal(parts: Parts, honest: HonestScores, official: CrossFit, *, resamples: int, seed: int) -> Part:
+def temporal(
+    parts: Parts,
+    honest: HonestScores,
+    official: CrossFit,
+    random: RandomFeatures | None = None,
+    *,
+    resamples: int,
+    seed: int,
+) -> Part:
     """Return figures on the later recordings by heads fitted on the earlier ones, beside heads fitted on any.
 
     Parameters
@@ -190,16 +182,18 @@ def temporal(parts: Parts, honest: HonestScores, official: CrossFit, *, resample
         Of the parts.
     official : CrossFit
         Fitted on patients whatever the time.
+    random : RandomFeatures, optional
+        Of the later recordings, and of some earlier ones.
     resamples, seed : int
     """
-    days = honest.data.days
-    cut = float(np.nanquantile(days, EARLY_SHARE))
-    early, late = days < cut, np.flatnonzero(days >= cut)
+    early, cut = early_records(honest)
+    late = np.flatnonzero(honest.data.days >= cut)
     by_time = _early_scores(parts, honest, early)
     evidence = fit_evidence(by_time, np.flatnonzero(early))
     full = {"temporal": _apply(by_time, evidence, late), "official": _apply_groups(official, late)}
     weights = patient_weights(honest.data.subject_ids[late], resamples=resamples, seed=seed)
     gold = honest.data.gold[late]
+    untrained = None if random is None else random.by_time(early)[late]
     date = str(np.datetime64(round(cut), "D"))
     rows, lines = [], []
     for task, columns in (("all", slice(None, -5)), ("superclass", slice(-5, None))):
@@ -218,6 +212,9 @@ def temporal(parts: Parts, honest: HonestScores, official: CrossFit, *, resample
                  "ece": errors["temporal"].value, "ece_official": errors["official"].value,
                  "fitted_on": int(early.sum())}  # fmt: skip
         others = {"prevalence": 0.5, "official": aurocs["official"].macro().value}
+        if untrained is not None:
+            scored = Aurocs.of(truth, untrained[inside, columns], drawn[:, :0])
+            others["random_encoder"] = scored.macro(kept).value
         rows.append(aurocs["temporal"].macro().row(f"temporal/{task}", len(truth), others, **extra))
         lines += [
             {"split": name, "task": task, "studies": len(truth), "labels": int(kept.sum()),

@@ -100,7 +100,8 @@ class Doubt:
 
     def any(self) -> Doubt:
         """Return whether any decision of a study is wrong, as if it were the one label: shape (n, 1)."""
-        return Doubt(self.wrong.any(axis=1, keepdims=True), 1 - np.prod(1 - self.unsure, axis=1, keepdims=True))
+        any_wrong = np.asarray(self.wrong.any(axis=1, keepdims=True), np.bool_)
+        return Doubt(any_wrong, 1 - np.prod(1 - self.unsure, axis=1, keepdims=True))
 
     def reduction_if_true(self, share: float, *, draws: int = 20, seed: int = 0) -> float:
         """Return what the reduction would be if each decision were wrong just as often as its probability says.

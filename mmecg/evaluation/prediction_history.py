@@ -151,7 +151,11 @@ def history(cases: Cases, suffix: str = "") -> Part:
     """
     followed = cases.take(cases.priors > 0)
     part = followed.task("all")
-    aurocs = {name: part.aurocs(name) for name in part.systems if name not in ("ecg", "no_cohort")}
+    aurocs = {
+        name: part.aurocs(name)
+        for name in part.systems
+        if name not in ("ecg", "no_cohort") and not name.startswith("subset/")
+    }
     without = aurocs["current"]
     if not without.enough.any():
         reason = f"no label has 10 positives among the {len(part)} studies with an earlier one"
@@ -285,48 +289,3 @@ def _labels_table(part: Cases, aurocs: dict[str, Aurocs]) -> pl.DataFrame:
             "p_holm": holm(p),
         }
     ).sort("gain", descending=True)
-
-
-MODALITIES: dict[str, str] = {
-    "ecg": "current ECG",
-    "single": "current ECG, other patients",
-    "current": "current ECG, vitals, other patients",
-    "no_cohort": "current ECG, own history",
-    "labels_only": "current ECG, vitals, other patients, labels of earlier studies",
-    "embeddings_only": "current ECG, vitals, other patients, ECGs of earlier studies",
-    "reports_only": "current ECG, vitals, other patients, ECGs and reports of earlier studies",
-    "history": "current ECG, vitals, other patients, ECGs and labels of earlier studies",
-    "control_carry_forward": "labels of earlier studies",
-}
-"""Subsets of the evidence, by the system that uses them."""
-
-
-def modalities(cases: Cases, suffix: str = "") -> Part:
-    """Return macro-AUROC of every subset of the evidence on studies with an earlier one; the full set is the row."""
-    followed = cases.take(cases.priors > 0)
-    part = followed.task("all")
-    names = {name: words for name, words in MODALITIES.items() if name in part.systems}
-    aurocs = {name: part.aurocs(name) for name in names}
-    kept = aurocs["history"].enough
-    if not kept.any():
-        return Part(())
-    best = aurocs["history"].macro()
-    lines = []
-    for name, words in names.items():
-        figure, loss = aurocs[name].macro(), aurocs[name].gain_over(aurocs["history"])
-        bounds, spread = interval(figure.samples), interval(loss.samples)
-        lines.append(
-            {"evidence": words, "studies": len(part), "labels": int(kept.sum()), "auroc": figure.value,
-             "low": bounds.low, "high": bounds.high, "loss": loss.value, "loss_low": spread.low,
-             "loss_high": spread.high}
-        )  # fmt: skip
-    for name, value in part.macro_baselines(kept).items():
-        lines.append(
-            {"evidence": f"{name.replace('_', ' ')} (baseline)", "studies": len(part), "labels": int(kept.sum()),
-             "auroc": value, "loss": value - best.value}
-        )  # fmt: skip
-    table = pl.DataFrame(lines, infer_schema_length=None)
-    others = {f"auroc_{name}": found.macro().value for name, found in aurocs.items()}
-    key = f"modalities/all_evidence{suffix}"
-    row = best.row(key, len(part), part.macro_baselines(kept), n_labels=int(kept.sum()), **others)
-    return Part((row,), {f"modalities{suffix.replace('/', '_')}": table})

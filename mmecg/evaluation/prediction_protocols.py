@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,19 @@ from mmecg.errors import InvalidInputError
 from mmecg.evaluation.bootstrap import DEFAULT_RESAMPLES
 from mmecg.evaluation.cohort import Progress, read_cohort, sampling_rate_of, without_subjects_of
 from mmecg.evaluation.prediction_cases import Cases, Part, join, subject_rates
-from mmecg.evaluation.prediction_confidence import calibration, conformal, discrimination
-from mmecg.evaluation.prediction_crossfit import CrossFit, Parts, random_baseline, temporal
+from mmecg.evaluation.prediction_confidence import ConformalSets, calibration, conformal, discrimination
+from mmecg.evaluation.prediction_crossfit import CrossFit, Parts, early_records, temporal
 from mmecg.evaluation.prediction_data import PredictionData, prediction_data, priors_of, read_prediction_data
 from mmecg.evaluation.prediction_decisions import abstention, decision_curves
 from mmecg.evaluation.prediction_fitting import honest_scores
-from mmecg.evaluation.prediction_history import apply_count, fit_count, history, modalities
+from mmecg.evaluation.prediction_history import apply_count, fit_count, history
+from mmecg.evaluation.prediction_measures import measures
+from mmecg.evaluation.prediction_modalities import Bases, modalities, subset_systems
+from mmecg.evaluation.prediction_random import RandomFeatures, RandomSystem
 from mmecg.evaluation.prediction_report import PredictionEvaluation
 from mmecg.evaluation.prediction_shift import RECORDS, Readers, out_of_distribution, outside_set, shift_tests
 from mmecg.evaluation.prediction_subgroups import gaps, subgroups
 from mmecg.evaluation.prediction_systems import Current, Logits, Tested, current_of, systems_of, with_history
-from mmecg.evaluation.probe import fit_probe
 from mmecg.evaluation.results import Evaluation, Row
 from mmecg.modeling.dual_encoder import DualEncoder
 from mmecg.prediction.heads import PredictionHeads, read_heads
@@ -110,7 +113,7 @@ def evaluate_prediction(
     heads = read_heads(bundle)
     read, random = _read(options, bundle, progress)
     parts, crossed = _cross_fit(options, progress)
-    tested, readers = _systems(options, bundle, heads, read, random, crossed)
+    tested, readers, random_sets = _systems(options, bundle, heads, read, random, crossed)
     cases = tested.cases
     route = heads.confidence.cohort if _votes(heads, read) else heads.confidence.alone
 
@@ -122,7 +125,7 @@ def evaluate_prediction(
         progress(f"discrimination, {name}", 0, 1)
         found.append(discrimination(cases, system, name))
     progress("calibration, sets, abstention", 0, 1)
-    found += [calibration(cases, "history"), conformal(cases, sets_at), abstention(cases, "history")]
+    found += [calibration(cases, "history"), conformal(cases, sets_at, random_sets), abstention(cases, "history")]
     drawn = tuple(name for name in ("history", "current", "random_encoder") if name in cases.systems)
     found.append(decision_curves(cases, drawn))
     progress("history", 0, 1)
@@ -131,10 +134,11 @@ def evaluate_prediction(
     found += [subgroups(cases, "history", sets_at(0.9)), gaps(cases, "history")]
     if crossed is not None and parts is not None:
         progress("history, cross-fitted", 0, 1)
-        everything = _cross_fitted_cases(options, crossed, random, progress)
+        everything, untrained = _cross_fitted_cases(options, crossed, random, progress)
         found += [history(everything, "/cross_fitted"), modalities(everything, "/cross_fitted")]
         progress("temporal split", 0, 1)
-        found.append(temporal(parts, crossed.honest, crossed, resamples=options.resamples, seed=options.seed))
+        by_time = temporal(parts, crossed.honest, crossed, untrained, resamples=options.resamples, seed=options.seed)
+        found.append(by_time)
     chosen, ecgs = _signals(options, cases)
     found += [
         shift_tests(chosen, ecgs, readers, progress=progress),
@@ -143,6 +147,7 @@ def evaluate_prediction(
     if options.ludb is not None:
         progress("LUDB", 0, 1)
         found.append(outside_set(options.ludb, heads.labels, readers, resamples=options.resamples, seed=options.seed))
+        found.append(measures(options.ludb, resamples=options.resamples, seed=options.seed))
     return _joined(options, bundle, heads, read, tested, join(found))
 
 
@@ -204,12 +209,15 @@ def _cross_fit(options: PredictionEvaluationOptions, progress: Progress) -> tupl
 
 def _cross_fitted_cases(
     options: PredictionEvaluationOptions, crossed: CrossFit, random: Encoder, progress: Progress
-) -> Cases:
+) -> tuple[Cases, RandomFeatures]:
     folder = options.train_data or options.data
-    baseline = random_baseline(
-        folder, crossed.honest, random, records=RANDOM_RECORDS, progress=progress, seed=options.seed
+    followed = np.array([bool(rows) for rows in crossed.honest.earlier])
+    asked = np.flatnonzero(followed | ~early_records(crossed.honest)[0])
+    untrained = RandomFeatures.read(
+        folder, crossed.honest, random, asked, records=RANDOM_RECORDS, progress=progress, seed=options.seed
     )
-    return crossed.tested({"random_encoder": baseline}, resamples=options.resamples, seed=options.seed).cases
+    others = {"random_encoder": untrained.cross_fitted(), **crossed.subsets(seed=options.seed)}
+    return crossed.tested(others, resamples=options.resamples, seed=options.seed).cases, untrained
 
 
 def _votes(heads: PredictionHeads, read: _Read) -> bool:
@@ -223,23 +231,32 @@ def _systems(
     read: _Read,
     random: Encoder,
     crossed: CrossFit | None,
-) -> tuple[Tested, Readers]:
+) -> tuple[Tested, Readers, ConformalSets | None]:
     current = current_of(read.test, read.train, heads)
-    others: dict[str, Logits] = {}
+    others = subset_systems(
+        read.test,
+        Bases.of(current, read.test.vitals, heads.vitals, heads.prevalence),
+        lambda base, records: with_history(records, base, heads),
+        heads.join_superclasses,
+        seed=options.seed,
+    )
     readers = Readers(
         {"bundle": bundle.encoder, "random": random},
         logits=lambda features: heads.join_superclasses(heads.single.logits(features)[0]),
         novelty=lambda features, ecgs: heads.novelty.scores(features, ecgs).probability,
     )
+    random_sets: ConformalSets | None = None
     if read.random_train is not None:
         data, features = read.random_train
-        probe = fit_probe(features, data.gold, data.subject_ids, penalties=(1e-2,), seed=options.seed)
-        others["random_encoder"] = probe.scores(read.random_test).astype(np.float64)
+        untrained = RandomSystem.fit(data, features, seed=options.seed)
+        random_logits = untrained.probe.scores(read.random_test).astype(np.float64)
+        others["random_encoder"] = random_logits
+        random_sets = partial(untrained.sets, random_logits)
         mean, scale = features.mean(axis=0), features.std(axis=0) + 1e-6
         readers = Readers(
             readers.encoders,
             readers.logits,
-            lambda features: probe.scores(features).astype(np.float64),
+            lambda features: untrained.probe.scores(features).astype(np.float64),
             readers.novelty,
             lambda features: np.square((features - mean) / scale).mean(axis=1).astype(np.float64),
         )
@@ -256,6 +273,7 @@ def _systems(
             seed=options.seed,
         ),
         readers,
+        random_sets,
     )
 
 

@@ -71,7 +71,8 @@ def channels(logits: NDArray[np.float64], columns: NDArray[np.int64], holds: NDA
     columns : int64, shape (superclasses,)
     holds : bool, shape (superclasses, labels)
     """
-    none = np.logaddexp(0, logits) @ holds.T  # -ln of the probability that no statement is there
+    # -ln of the probability that no statement is there; above 0, so that the logarithm stands where that is certain.
+    none = np.maximum(np.logaddexp(0, logits) @ holds.T, np.finfo(np.float64).tiny)
     return np.stack([logits[:, columns], _likeliest(logits, holds), none + np.log(-np.expm1(-none))], axis=1)
 
 

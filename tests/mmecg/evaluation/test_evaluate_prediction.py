@@ -24,7 +24,7 @@ from mmecg.evaluation.prediction_protocols import REQUIRED_ROWS
 from mmecg.evaluation.prediction_random import RandomFeatures
 from mmecg.prediction.heads import write_heads
 from mmecg.prediction.novelty import NoveltyDetector
-from mmecg.prediction.waveform import summarise
+from mmecg.prediction.waveform import ALIGNED, summarise
 
 RECIPE = HistoryRecipe(steps=60, batch=32, hidden=4, cross_penalty=1.0)
 PICTURES = {"labels", "reliability", "conformal", "risk_coverage", "decision_curves", "shift", "novelty", "subgroups"}
@@ -57,8 +57,8 @@ def parts(folder: Path) -> list[tuple[PredictionData, tuple[int, ...]]]:
 def no_detector(features: int) -> NoveltyDetector:
     """A detector that says the same of everything."""
     summary = len(summarise(synthetic_ecg()))
-    nothing = np.zeros(features + summary, np.float32)
-    zeros = np.zeros((features + summary, 2), np.float32)
+    nothing = np.zeros(features + ALIGNED + summary, np.float32)
+    zeros = np.zeros((len(nothing), 2), np.float32)
     output = np.zeros((2, 2), np.float32), np.array([4, 0], np.float32)
     classes = ("ordinary", "noise/white")
     whitening = np.eye(summary, dtype=np.float32)
@@ -85,7 +85,7 @@ def test_the_command_writes_a_page_that_needs_nothing_else(
     folder: Path, bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    arguments = ["--data", folder, "--fold", 9, "--bundle", bundle.path, "--out", out, "--resamples", 20, "--json", "--debug"]
+    arguments = ["--data", folder, "--fold", 9, "--bundle", bundle.path, "--out", out, "--resamples", 20, "--json"]
     code = main(["evaluate-prediction", *map(str, arguments)])
     said = capsys.readouterr()
     assert said.out, said.err

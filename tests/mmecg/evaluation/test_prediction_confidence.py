@@ -92,9 +92,12 @@ def test_coverage_is_as_promised_in_each_class(cases: Cases) -> None:
     for percent in (80, 90, 95):
         assert rows[f"conformal{percent}/coverage_present"].value == pytest.approx(percent / 100, abs=0.01)
         assert rows[f"conformal{percent}/coverage_absent"].value == pytest.approx(percent / 100, abs=0.01)
-    everything = conformal(cases, lambda level: np.ones((N, len(LABELS), 2), np.bool_), (0.9,))
+    everything = conformal(cases, lambda level: np.ones((N, len(LABELS), 2), np.bool_), levels=(0.9,))
     assert [row.value for row in everything.rows[:2]] == [1.0, 2.0]
     assert everything.rows[0].extra["share_both"] == 1.0
+    beside = conformal(cases, lambda level: best_sets(cases, level), lambda level: best_sets(cases, level), (0.9,))
+    for row in beside.rows:
+        assert row.baselines["random_encoder"] == pytest.approx(row.value)
 
 
 def test_abstaining_from_uncertain_studies_avoids_errors_and_random_doubt_does_not(cases: Cases) -> None:

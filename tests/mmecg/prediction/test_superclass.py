@@ -30,6 +30,7 @@ def test_channels_are_own_likeliest_and_any() -> None:
     np.testing.assert_array_equal(found[:, 0], logits[:, [4, 5]])
     np.testing.assert_array_equal(found[:, 1], [[0.5, -40.0], [60.0, 40.0]])
     chance = 1 - np.prod(1 - probability_of(logits[0, :2]))
+    assert np.isfinite(channels(np.full((1, 7), -1e4), *superclasses_of(LABELS))).all()
     np.testing.assert_allclose(found[:, 2], [[np.log(chance / (1 - chance)), -40], [110, 40]], rtol=1e-6)
 
 
