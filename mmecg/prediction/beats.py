@@ -10,8 +10,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from mmecg.quality import quantiles
-
 RATE_HZ = 100.0
 """Of every signal here: what most of the corpora have, so that a recording looks the same at any rate."""
 
@@ -38,24 +36,42 @@ def beat_leads(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
     return found if len(found) else recorded
 
 
-def find_beats(leads: NDArray[np.float32], *, refractory_s: float = REFRACTORY_S) -> NDArray[np.int64]:
+def find_beats(leads: NDArray[np.float32]) -> NDArray[np.int64]:
     """Return where the slope of all leads together peaks: int64, shape (beats,), in samples.
 
     Parameters
     ----------
     leads : float32, shape (n, samples), mV
         At :data:`RATE_HZ`.
+    """
+    return peaks_of(slope_of(leads))
+
+
+def slope_of(leads: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return how much leads change within :data:`SLOPE_WINDOW_S`, together: float64, shape (samples - window - 1,), mV.
+
+    The slopes of two sets of leads add up to that of both.
+    """
+    window = round(SLOPE_WINDOW_S * RATE_HZ)
+    total = np.cumsum(np.abs(np.diff(leads, axis=1)).sum(axis=0), dtype=np.float64)
+    return np.asarray(total[window:] - total[:-window])
+
+
+def peaks_of(slope: NDArray[np.float64], refractory_s: float = REFRACTORY_S) -> NDArray[np.int64]:
+    """Return where a slope peaks: int64, shape (beats,), in samples.
+
+    Parameters
+    ----------
+    slope : float64, shape (samples - window - 1,), mV
+        Of :func:`slope_of`.
     refractory_s : float
         Shortest time between beats.
     """
     from scipy.ndimage import maximum_filter1d
 
-    window = round(SLOPE_WINDOW_S * RATE_HZ)
-    total = np.cumsum(np.abs(np.diff(leads, axis=1)).sum(axis=0), dtype=np.float64)
-    slope = total[window:] - total[:-window]
     highest = maximum_filter1d(slope, 2 * round(refractory_s * RATE_HZ) + 1, mode="constant")
-    steep = (slope == highest) & (slope > BEAT_SHARE * quantiles(slope[None], 0.99)[0])
-    return np.asarray(np.flatnonzero(steep) + window // 2, np.int64)
+    steep = (slope == highest) & (slope > BEAT_SHARE * np.percentile(slope, 99))
+    return np.asarray(np.flatnonzero(steep) + round(SLOPE_WINDOW_S * RATE_HZ) // 2, np.int64)
 
 
 def agreement(one: NDArray[np.int64], other: NDArray[np.int64]) -> float:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmecg.ecg import LEADS, Ecg
-from mmecg.prediction.beats import INDEPENDENT, RATE_HZ, agreement, beat_leads, cut_beats, find_beats
+from mmecg.prediction.beats import INDEPENDENT, RATE_HZ, agreement, beat_leads, cut_beats, peaks_of, slope_of
 from mmecg.prediction.measured import Measurement
 from mmecg.quality import quantiles
 
@@ -185,14 +185,16 @@ def trusted_beats(signal: NDArray[np.float32], leads: NDArray[np.int64]) -> tupl
     leads : int64
         Positions of the leads to look at.
     """
-    beats = find_beats(signal[leads])
+    limb, chest = leads[leads < INDEPENDENT[2]], leads[leads >= INDEPENDENT[2]]
+    slopes = [slope_of(signal[some]) for some in (limb, chest) if len(some)]
+    slope = np.sum(slopes, axis=0)
+    beats = peaks_of(slope)
     if len(beats) < MIN_BEATS:
         return beats, f"{len(beats)} beats were found, {MIN_BEATS} are needed"
-    if agreement(beats, find_beats(signal[leads], refractory_s=SHORT_REFRACTORY_S)) < MIN_AGREEMENT:
+    if agreement(beats, peaks_of(slope, SHORT_REFRACTORY_S)) < MIN_AGREEMENT:
         return beats, "beats follow each other too fast, or other waves are as steep"
-    limb, chest = leads[leads < INDEPENDENT[2]], leads[leads >= INDEPENDENT[2]]
-    if len(limb) and len(chest):
-        if agreement(find_beats(signal[limb]), find_beats(signal[chest])) < MIN_AGREEMENT:
+    if len(slopes) > 1:
+        if agreement(peaks_of(slopes[0]), peaks_of(slopes[1])) < MIN_AGREEMENT:
             return beats, "limb and chest leads show different beats"
     elif _likeness(cut_beats(signal[leads], beats, 0.1, 0.1)) < MIN_ALIKE:
         return beats, "the beats are not alike"

@@ -4,8 +4,8 @@ A change is told only where it is larger than what lies between two recordings o
 95th percentile of the pairs of consecutive studies on folds 1 to 7 of PTB-XL that are at most 7 days apart and were
 given the same statements (229 pairs). One such pair in twenty is therefore called changed, by each of the limits.
 
-QT is measured but not compared: 52 ms at a rate of 60, the limit of unchanged pairs, is exceeded in no more of all pairs
-(4.5 %), so that most of what it told would be error.
+QT is measured but not compared: 52 ms at a rate of 60, the limit of unchanged pairs, is exceeded in no more of all
+pairs (4.5 %), so that most of what it told would be error.
 
 The findings that this answers are :data:`ANSWERED`; what appears or disappears is answered by the labels
 (:mod:`mmecg.prediction.changes`).
