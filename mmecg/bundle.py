@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     from mmecg.training.config import TrainingConfig
 
 FORMAT_VERSION = 1
-_MANIFEST, _CONFIG, _WEIGHTS, _TEXT, _CARD = "MANIFEST.json", "config.json", "model.safetensors", "text", "README.md"
+_MANIFEST, _CONFIG, _WEIGHTS, _TEXT = "MANIFEST.json", "config.json", "model.safetensors", "text"
+CARD = "README.md"
+"""The model card."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ class Bundle:
     @property
     def card(self) -> str:
         """The model card, Markdown."""
-        return (self.path / _CARD).read_text(encoding="utf-8")
+        return (self.path / CARD).read_text(encoding="utf-8")
 
 
 def load_bundle(path: str | Path | None = None, *, precision: Precision = "auto") -> Bundle:
@@ -153,7 +155,7 @@ def save_bundle(path: Path, model: DualEncoder, config: BundleConfig, *, card: s
     model.text.save(part / _TEXT)
     content = {"format_version": FORMAT_VERSION, "embedding_dim": EMBEDDING_DIM, **asdict(config)}
     (part / _CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    (part / _CARD).write_text(card or default_card(config), encoding="utf-8")
+    (part / CARD).write_text(card or default_card(config), encoding="utf-8")
     name = write_manifest(part)
     shutil.rmtree(path, ignore_errors=True)
     part.rename(path)

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mmecg.bundle import Bundle, write_manifest
+from mmecg.bundle import CARD, Bundle, default_card, write_manifest
 from mmecg.errors import BundleError
 from mmecg.prediction.calibration import VennAbers
+from mmecg.prediction.card import prediction_card, with_section
 from mmecg.prediction.cohort import CohortHead
 from mmecg.prediction.conformal import LabelConformal
 from mmecg.prediction.history import HistoryHead
@@ -147,7 +148,7 @@ def read_heads(bundle: Bundle) -> PredictionHeads:
 
 
 def write_heads(bundle: Bundle, heads: PredictionHeads) -> None:
-    """Put heads into a bundle and bring its manifest up to date.
+    """Put heads into a bundle, and bring its model card and its manifest up to date.
 
     Raises
     ------
@@ -160,4 +161,7 @@ def write_heads(bundle: Bundle, heads: PredictionHeads) -> None:
             "fit them for this one"
         )
     save_heads(bundle.path / HEADS_FILE, heads)
+    card = bundle.path / CARD
+    text = card.read_text(encoding="utf-8") if card.is_file() else default_card(bundle.config)
+    card.write_text(with_section(text, prediction_card(heads, bundle.config)), encoding="utf-8")
     write_manifest(bundle.path)
