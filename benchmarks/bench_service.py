@@ -129,7 +129,7 @@ class Local:
         results = self._retriever.search([search.query for search in searches], **searches[0].options)
         fingerprint = self._retriever.encoder.fingerprint
         for search, result in zip(searches, results, strict=True):
-            convert.render_result(result, search.fields, fingerprint).SerializeToString()
+            convert.render_result(result, search.fields, fingerprint, 0).SerializeToString()
         return size
 
 

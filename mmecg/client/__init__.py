@@ -6,8 +6,18 @@ Needs neither torch nor FAISS.
 
 from mmecg.client.aio import AsyncClient
 from mmecg.client.channel import ChannelOptions
+from mmecg.client.corpus_requests import EmbeddedStudy
 from mmecg.client.requests import Outcome, ServerInfo, as_ecg
 from mmecg.client.retry import RetryPolicy
 from mmecg.client.sync import Client
 
-__all__ = ["AsyncClient", "ChannelOptions", "Client", "Outcome", "RetryPolicy", "ServerInfo", "as_ecg"]
+__all__ = [
+    "AsyncClient",
+    "ChannelOptions",
+    "Client",
+    "EmbeddedStudy",
+    "Outcome",
+    "RetryPolicy",
+    "ServerInfo",
+    "as_ecg",
+]

@@ -101,6 +101,7 @@ class SearchOptions(TypedDict, total=False):
     page_token: str
     with_studies: bool
     with_signal: bool
+    min_sequence: int
 
 
 class SearchArguments(SearchOptions, total=False):
@@ -239,6 +240,7 @@ def search_request(query: Query, options: SearchOptions) -> search_service_pb2.S
         exclude_same_subject=options.get("exclude_same_subject", True),
         page_token=options.get("page_token", ""),
         read_mask=signal_mask(options.get("with_signal", False)) if with_studies else _IDS_ONLY,
+        min_sequence=options.get("min_sequence"),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, TypeVar, Unpack
 
@@ -27,8 +27,9 @@ from numpy.typing import NDArray
 
 from mmecg.client import prediction_requests, requests
 from mmecg.client.channel import ChannelOptions, check_size, checked, credentials
+from mmecg.client.corpus_requests import EmbeddedStudy, WriteNames, update_request, upsert_request
 from mmecg.client.label_messages import parse_mined_report
-from mmecg.client.messages import parse_study, render_ecg, render_study, render_vitals
+from mmecg.client.messages import parse_study, render_ecg, render_filter, render_vitals
 from mmecg.client.mine_stream import MineStream
 from mmecg.client.prediction_messages import parse_prediction, parse_saliency, render_prediction_query
 from mmecg.client.prediction_requests import ExplainArguments, PredictArguments, Source
@@ -40,7 +41,7 @@ from mmecg.labels.assertion import MinedReport
 from mmecg.prediction.query import PredictionQuery
 from mmecg.prediction.result import Prediction, Saliency
 from mmecg.retriever import Query
-from mmecg.search import CorpusStats, SearchResult
+from mmecg.search import CorpusStats, Filter, SearchResult
 from mmecg.study import Study
 from mmecg.vitals import Vitals
 
@@ -51,8 +52,7 @@ class Client:
     """A connection to a server, safe to use from many threads. Raises the errors of :mod:`mmecg.errors`.
 
     Calls that meet a moment's trouble (NotReadyError, OverloadedError) are tried again with growing pauses until the
-    timeout, which raises ``TimeoutError``. Every call but :meth:`delete_study` has the same effect once or twice; a
-    delete whose answer was lost may be answered with StudyNotFoundError.
+    timeout, which raises ``TimeoutError``. A write that is sent again has its effect once.
 
     Parameters
     ----------
@@ -69,6 +69,7 @@ class Client:
 
     def __init__(self, address: str = "127.0.0.1:50051", options: ChannelOptions | None = None) -> None:
         self._options = options or ChannelOptions()
+        self._names = WriteNames()
         tls = credentials(address, self._options)
         arguments = self._options.arguments()
         self._channel = (
@@ -158,12 +159,12 @@ class Client:
         )
         return self._stream(self._search.SearchStream, items, requests.parse_search_outcome)
 
-    def upsert(self, studies: Iterable[Study]) -> Iterator[Outcome[int]]:
+    def upsert(self, studies: Iterable[Study | EmbeddedStudy]) -> Iterator[Outcome[int]]:
         """Store studies in bulk over one stream; outcomes (commit sequence numbers) come in the order of the studies.
 
         Nothing is sent until the outcomes are read: iterate over them.
         """
-        items = (corpus_service_pb2.UpsertStudiesRequest(study=render_study(study)) for study in studies)
+        items = (upsert_request(study, self._names.next()) for study in studies)
         return self._stream(self._corpus.UpsertStudies, items, requests.parse_upsert_outcome)
 
     def mine_labels(
@@ -227,8 +228,34 @@ class Client:
 
     def get_study(self, study_id: str, *, with_signal: bool = True) -> Study:
         """Return a study. Raises ``StudyNotFoundError``."""
+        return (self.get_tagged_study(study_id, with_signal=with_signal))[0]
+
+    def get_tagged_study(self, study_id: str, *, with_signal: bool = True) -> tuple[Study, str]:
+        """Return a study and its etag, which changes with it. Raises ``StudyNotFoundError``."""
         request = corpus_service_pb2.GetStudyRequest(study_id=study_id, read_mask=requests.signal_mask(with_signal))
-        return parse_study(self._call(self._corpus.GetStudy, request).study)
+        response = self._call(self._corpus.GetStudy, request)
+        return parse_study(response.study), response.etag
+
+    def update_study(self, study: Study, fields: Collection[str], *, etag: str = "") -> int:
+        """Change some fields of a study (a report comes after the ECG); return the sequence number of the commit.
+
+        Parameters
+        ----------
+        study : Study
+            Its id, and the new values.
+        fields : collection of str
+            Attributes of :class:`Study` to take from it, all but the ids; what is None or empty there is removed.
+        etag : str
+            That of :meth:`get_tagged_study`: raises ``ConflictError`` if the study has changed since.
+        """
+        request = update_request(study, fields, etag, self._names.next())
+        return int(self._call(self._corpus.UpdateStudy, request).sequence)
+
+    def count_studies(self, where: Filter | None = None) -> int:
+        """Return how many studies pass a filter."""
+        condition = None if where is None else render_filter(where)
+        request = corpus_service_pb2.CountStudiesRequest(filter=condition)
+        return int(self._call(self._corpus.CountStudies, request).studies)
 
     def list_studies(
         self, subject_id: str | None = None, *, page_size: int = 100, with_signal: bool = False
@@ -244,7 +271,7 @@ class Client:
 
     def delete_study(self, study_id: str) -> int:
         """Delete a study; return the sequence number of the commit. Raises ``StudyNotFoundError``."""
-        request = corpus_service_pb2.DeleteStudyRequest(study_id=study_id)
+        request = corpus_service_pb2.DeleteStudyRequest(study_id=study_id, request_id=self._names.next())
         return int(self._call(self._corpus.DeleteStudy, request).sequence)
 
     def stats(self) -> CorpusStats:

@@ -25,7 +25,6 @@ from mmecg.client.messages import (
     parse_ecg,
     parse_embedding,
     parse_filter,
-    parse_study,
     parse_vitals,
     render_embedding,
     render_study,
@@ -39,6 +38,7 @@ from mmecg.report import MAX_TEXT_CHARS, check_text
 from mmecg.retriever import Query
 from mmecg.search import MAX_PAGE_SIZE, MAX_TOP_K, CorpusStats, Filter, Hit, SearchResult, Target
 from mmecg.study import Study, check_id
+from mmecg_server.call import stage
 from mmecg_server.config import LimitsConfig
 
 Item = TypeVar("Item")
@@ -77,6 +77,7 @@ class Search:
     fields: frozenset[str]
 
 
+@stage("decode")
 def parse_search(request: search_service_pb2.SearchRequest) -> Search:
     """Check a search request.
 
@@ -97,10 +98,12 @@ def parse_search(request: search_service_pb2.SearchRequest) -> Search:
         "page_token": request.page_token,
         "with_studies": bool(fields - {"study_id"}),
         "with_signal": "ecg" in fields,
+        "min_sequence": request.min_sequence,
     }
     return Search(parse_query(request.query), options, fields)
 
 
+@stage("decode")
 def parse_query(message: query_pb2.Query) -> Query:
     """Check a query.
 
@@ -127,24 +130,6 @@ def parse_query(message: query_pb2.Query) -> Query:
         weights=weights if message.HasField("weights") else None,
         subject_id=check_id(message.subject_id, "query.subject_id") if message.HasField("subject_id") else None,
     )
-
-
-def parse_new_study(message: study_pb2.Study) -> Study:
-    """Check a study that is to be stored.
-
-    Raises
-    ------
-    InvalidInputError
-        See :func:`mmecg.client.messages.parse_study`; also for a study that has nothing to find it by.
-    """
-    study = parse_study(message)
-    has_text = (study.report is not None and study.report.raw.strip()) or any(note.text.strip() for note in study.notes)
-    if study.ecg is None and not has_text and study.vitals.is_empty():
-        raise InvalidInputError(
-            "study is empty, expected at least one of ECG, report, notes and vitals; add one, or leave the study out",
-            field="study",
-        )
-    return study
 
 
 def parse_each(parse: Callable[[Item], Parsed], items: Iterable[Item], name: str) -> list[Parsed]:
@@ -238,8 +223,10 @@ def render_masked(study: Study, fields: frozenset[str]) -> study_pb2.Study:
     return message
 
 
-def render_result(result: SearchResult, fields: frozenset[str], fingerprint: str) -> search_service_pb2.SearchResponse:
-    """Render the answer to a search."""
+def render_result(
+    result: SearchResult, fields: frozenset[str], fingerprint: str, sequence: int
+) -> search_service_pb2.SearchResponse:
+    """Render the answer to a search that saw everything up to a commit."""
     plan = result.plan
     return search_service_pb2.SearchResponse(
         hits=[_render_hit(hit, fields) for hit in result.hits],
@@ -248,6 +235,7 @@ def render_result(result: SearchResult, fields: frozenset[str], fingerprint: str
         ),
         next_page_token=result.next_page_token,
         fingerprint=fingerprint,
+        sequence=sequence,
     )
 
 

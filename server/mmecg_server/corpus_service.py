@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import grpc
 from google.rpc import status_pb2
 from mmecg_pb.v1 import corpus_service_pb2, corpus_service_pb2_grpc
 
-from mmecg.retriever import Retriever, get_present
-from mmecg.study import Study, check_id
+from mmecg.client.messages import check_known, parse_filter
+from mmecg.retriever import get_present
+from mmecg.study import check_id
 from mmecg_server import convert
 from mmecg_server.service import Backend
 from mmecg_server.streaming import answer_stream
+from mmecg_server.writes import parse_update, parse_upsert, store_all, write_request
 
 
 class CorpusService(corpus_service_pb2_grpc.CorpusServiceServicer):
@@ -30,8 +32,8 @@ class CorpusService(corpus_service_pb2_grpc.CorpusServiceServicer):
         for item, answer in answer_stream(
             reader,
             backend.gate,
-            lambda one: convert.parse_new_study(one.study),
-            lambda some: ingest_all(retriever, some),
+            lambda one: parse_upsert(one, retriever.encoder.fingerprint),
+            lambda some: store_all(retriever, some),
         ):
             if isinstance(answer, status_pb2.Status):
                 yield corpus_service_pb2.UpsertStudiesResponse(item=item, status=answer)
@@ -44,8 +46,18 @@ class CorpusService(corpus_service_pb2_grpc.CorpusServiceServicer):
         """Return a study."""
         fields = convert.parse_mask(request.read_mask, default=convert.STUDY_FIELDS)
         study_id = check_id(request.study_id, "study_id")
-        study = self._backend.retriever.corpus.get([study_id], with_signal="ecg" in fields)[0]
-        return corpus_service_pb2.GetStudyResponse(study=convert.render_masked(study, fields))
+        ((study, etag),) = self._backend.retriever.corpus.tagged([study_id], with_signal="ecg" in fields)
+        return corpus_service_pb2.GetStudyResponse(study=convert.render_masked(study, fields), etag=etag)
+
+    def UpdateStudy(  # noqa: N802
+        self, request: corpus_service_pb2.UpdateStudyRequest, context: grpc.ServicerContext
+    ) -> corpus_service_pb2.UpdateStudyResponse:
+        """Change fields of a study."""
+        update = parse_update(request)
+        sequence = self._backend.retriever.update(
+            update.study_id, update.change, etag=update.etag, request=update.request
+        )
+        return corpus_service_pb2.UpdateStudyResponse(sequence=sequence)
 
     def ListStudies(  # noqa: N802
         self, request: corpus_service_pb2.ListStudiesRequest, context: grpc.ServicerContext
@@ -66,8 +78,17 @@ class CorpusService(corpus_service_pb2_grpc.CorpusServiceServicer):
         self, request: corpus_service_pb2.DeleteStudyRequest, context: grpc.ServicerContext
     ) -> corpus_service_pb2.DeleteStudyResponse:
         """Delete a study."""
-        sequence = self._backend.retriever.corpus.delete(check_id(request.study_id, "study_id"))
+        study_id = check_id(request.study_id, "study_id")
+        sequence = self._backend.retriever.corpus.delete(study_id, request=write_request(request.request_id))
         return corpus_service_pb2.DeleteStudyResponse(sequence=sequence)
+
+    def CountStudies(  # noqa: N802
+        self, request: corpus_service_pb2.CountStudiesRequest, context: grpc.ServicerContext
+    ) -> corpus_service_pb2.CountStudiesResponse:
+        """Count the studies that pass a filter."""
+        check_known(request, "request")
+        studies = self._backend.retriever.corpus.count(parse_filter(request.filter))
+        return corpus_service_pb2.CountStudiesResponse(studies=studies)
 
     def GetStats(  # noqa: N802
         self, request: corpus_service_pb2.GetStatsRequest, context: grpc.ServicerContext
@@ -79,16 +100,3 @@ class CorpusService(corpus_service_pb2_grpc.CorpusServiceServicer):
 def add_corpus_service(server: grpc.Server, backend: Backend) -> None:
     """Register the service of this module."""
     corpus_service_pb2_grpc.add_CorpusServiceServicer_to_server(CorpusService(backend), server)
-
-
-def ingest_all(retriever: Retriever, studies: Sequence[Study]) -> list[int]:
-    """Store studies in their order, in as few commits as keep the last of two versions of one study last."""
-    sequences: list[int] = []
-    batch: dict[str, Study] = {}
-    for study in studies:
-        if study.study_id in batch:
-            sequences.extend([retriever.ingest(list(batch.values()))] * len(batch))
-            batch = {}
-        batch[study.study_id] = study
-    sequences.extend([retriever.ingest(list(batch.values()))] * len(batch))
-    return sequences

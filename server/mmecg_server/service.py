@@ -194,9 +194,9 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
     ) -> search_service_pb2.SearchResponse:
         """Answer one query."""
         retriever = self._backend.retriever
-        search = convert.parse_search(request)
+        search, sequence = convert.parse_search(request), retriever.corpus.sequence
         result = retriever.search([search.query], **search.options)[0]
-        return convert.render_result(result, search.fields, retriever.encoder.fingerprint)
+        return convert.render_result(result, search.fields, retriever.encoder.fingerprint, sequence)
 
     def SearchStream(  # noqa: N802
         self, request_iterator: Iterator[search_service_pb2.SearchStreamRequest], context: grpc.ServicerContext
@@ -214,8 +214,8 @@ class SearchService(search_service_pb2_grpc.SearchServiceServicer):
             if isinstance(answer, status_pb2.Status):
                 yield search_service_pb2.SearchStreamResponse(item=item, status=answer)
             else:
-                search, result = answer
-                response = convert.render_result(result, search.fields, fingerprint)
+                search, sequence, result = answer
+                response = convert.render_result(result, search.fields, fingerprint, sequence)
                 yield search_service_pb2.SearchStreamResponse(item=item, response=response)
 
 
@@ -239,14 +239,17 @@ def add_services(server: grpc.Server, backend: Backend) -> None:
     info_service_pb2_grpc.add_InfoServiceServicer_to_server(InfoService(backend), server)
 
 
-def search_all(retriever: Retriever, searches: Sequence[convert.Search]) -> list[tuple[convert.Search, SearchResult]]:
-    """Answer searches in their order; neighbours with the same options share one call."""
-    answers: list[tuple[convert.Search, SearchResult]] = []
+def search_all(
+    retriever: Retriever, searches: Sequence[convert.Search]
+) -> list[tuple[convert.Search, int, SearchResult]]:
+    """Answer searches in their order, with the commit that they saw; neighbours with the same options share a call."""
+    answers: list[tuple[convert.Search, int, SearchResult]] = []
+    sequence = retriever.corpus.sequence
     for options, group in itertools.groupby(searches, key=lambda search: search.options):
         members = list(group)
         # A page token belongs to one query.
         calls = [[member] for member in members] if options["page_token"] else [members]
         for call in calls:
             results = retriever.search([search.query for search in call], **options)
-            answers.extend(zip(call, results, strict=True))
+            answers.extend((search, sequence, result) for search, result in zip(call, results, strict=True))
     return answers

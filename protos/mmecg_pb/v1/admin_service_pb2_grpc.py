@@ -86,7 +86,7 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Verify(self, request, context):
-        """Reads the whole corpus and says what of it is damaged.
+        """Reads the whole corpus, as long as that takes (give a long deadline to the call, and raise the server's), and says what of it is damaged.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

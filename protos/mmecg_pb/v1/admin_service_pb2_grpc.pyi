@@ -38,7 +38,7 @@ class AdminServiceStub:
     Backup: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.BackupRequest, _admin_service_pb2.BackupResponse]
     """Writes a consistent backup into the server's backup directory while everything goes on."""
     Verify: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.VerifyRequest, _admin_service_pb2.VerifyResponse]
-    """Reads the whole corpus and says what of it is damaged."""
+    """Reads the whole corpus, as long as that takes (give a long deadline to the call, and raise the server's), and says what of it is damaged."""
     Reindex: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ReindexRequest, _admin_service_pb2.ReindexResponse]
     """Starts embedding the corpus with another bundle of the server's bundle directory, in the background."""
     GetReindex: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GetReindexRequest, _admin_service_pb2.GetReindexResponse]
@@ -56,7 +56,7 @@ class AdminServiceAsyncStub(AdminServiceStub):
     Backup: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.BackupRequest, _admin_service_pb2.BackupResponse]  # type: ignore[assignment]
     """Writes a consistent backup into the server's backup directory while everything goes on."""
     Verify: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.VerifyRequest, _admin_service_pb2.VerifyResponse]  # type: ignore[assignment]
-    """Reads the whole corpus and says what of it is damaged."""
+    """Reads the whole corpus, as long as that takes (give a long deadline to the call, and raise the server's), and says what of it is damaged."""
     Reindex: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ReindexRequest, _admin_service_pb2.ReindexResponse]  # type: ignore[assignment]
     """Starts embedding the corpus with another bundle of the server's bundle directory, in the background."""
     GetReindex: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GetReindexRequest, _admin_service_pb2.GetReindexResponse]  # type: ignore[assignment]
@@ -89,7 +89,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.VerifyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.VerifyResponse, _abc.Awaitable[_admin_service_pb2.VerifyResponse]]:
-        """Reads the whole corpus and says what of it is damaged."""
+        """Reads the whole corpus, as long as that takes (give a long deadline to the call, and raise the server's), and says what of it is damaged."""
 
     @_abc_1.abstractmethod
     def Reindex(

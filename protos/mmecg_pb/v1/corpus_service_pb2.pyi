@@ -189,7 +189,7 @@ class UpdateStudyRequest(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     etag: _builtins.str
-    """The `etag` of the study that the change was made for. Refused (FAILED_PRECONDITION) if the study has changed since.
+    """The `etag` of the study that the change was made for. Refused (ABORTED) if the study has changed since.
     Empty: whatever it is now is changed.
     """
     request_id: _builtins.str
@@ -225,20 +225,16 @@ class UpdateStudyResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SEQUENCE_FIELD_NUMBER: _builtins.int
-    ETAG_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Sequence number of the commit that changed it."""
-    etag: _builtins.str
-    """The new etag."""
     def __init__(
         self,
         *,
         sequence: _builtins.int = ...,
-        etag: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

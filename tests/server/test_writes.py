@@ -1,0 +1,157 @@
+"""Writes over the wire: done once under a name; ready embeddings; updates under an etag; what was written is read."""
+
+import asyncio
+import dataclasses
+
+import grpc
+import numpy as np
+import pytest
+from mmecg_pb.v1 import corpus_service_pb2 as pb
+from mmecg_pb.v1 import corpus_service_pb2_grpc
+
+from mmecg.client import AsyncClient, EmbeddedStudy
+from mmecg.client.corpus_requests import update_request, upsert_request
+from mmecg.errors import (
+    ConflictError,
+    FingerprintMismatchError,
+    InvalidInputError,
+    NotReadyError,
+    QueryError,
+    StudyNotFoundError,
+)
+from mmecg.report import Report
+from mmecg.search import Filter
+from mmecg.study import Study
+
+FINGERPRINT = "f" * 64
+
+
+@pytest.fixture
+def stub(channel):
+    return corpus_service_pb2_grpc.CorpusServiceStub(channel)
+
+
+def send(stub, *messages):
+    return list(stub.UpsertStudies(iter(messages)))
+
+
+def test_a_write_sent_again_under_its_name_does_nothing(stub, filled, make_study):
+    first = send(stub, upsert_request(make_study(20), "a"))[0].sequence
+    later = dataclasses.replace(make_study(20), report=Report.from_text("left bundle branch block"))
+    send(stub, upsert_request(later, "b"))
+    # The answer to "a" was lost, and somebody else has changed the study since: the change stays.
+    assert send(stub, upsert_request(make_study(20), "a"))[0].sequence == first
+    assert filled.get_study("study-20").report == later.report
+    refused = send(stub, upsert_request(make_study(21), "a"))[0]
+    assert refused.status.code == grpc.StatusCode.ALREADY_EXISTS.value[0]
+    with pytest.raises(StudyNotFoundError):
+        filled.get_study("study-21")
+
+
+def test_a_study_that_is_stored_already_is_not_written_again(filled, make_study):
+    before = filled.stats().sequence
+    again = [outcome.value for outcome in filled.upsert(make_study(number) for number in range(12))]
+    assert max(again) <= before
+    assert filled.stats().sequence == before
+
+
+def test_a_delete_sent_again_under_its_name_is_answered_as_before(stub, filled):
+    request = pb.DeleteStudyRequest(study_id="study-3", request_id="gone")
+    assert stub.DeleteStudy(request).sequence == stub.DeleteStudy(request).sequence
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.DeleteStudy(pb.DeleteStudyRequest(study_id="study-3"))
+    assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.DeleteStudy(pb.DeleteStudyRequest(study_id="study-4", request_id="gone"))
+    assert caught.value.code() == grpc.StatusCode.ALREADY_EXISTS
+
+
+def test_ready_embeddings_are_stored_as_given_and_the_others_are_made(filled, make_study, encoder):
+    study, other = make_study(30), make_study(31)
+    given = encoder.encode_ecg([other.ecg])[0]
+    ready = EmbeddedStudy(study=study, embeddings={"ecg": given}, fingerprint=FINGERPRINT)
+    assert [outcome.error for outcome in filled.upsert([ready])] == [None]
+    hit = filled.search(ecg=other.ecg, top_k=1).hits[0]
+    assert (hit.study_id, hit.score) == ("study-30", pytest.approx(1.0, abs=1e-5))
+    hit = filled.search(text=study.report.raw, target="text", top_k=1).hits[0]
+    assert set(hit.modality_scores) == {"ecg", "text", "vitals"}
+
+
+@pytest.mark.parametrize(("changes", "error"), [
+    ({"fingerprint": "e" * 64}, FingerprintMismatchError),
+    ({"embeddings": {"ecg": np.ones(3, np.float32)}}, QueryError),
+    ({"embeddings": {"text": np.ones(256, np.float32) / 16}}, QueryError),
+])  # fmt: skip
+def test_embeddings_that_do_not_fit_are_refused_and_nothing_is_stored(filled, make_study, encoder, changes, error):
+    study = dataclasses.replace(make_study(30), report=None, notes=())
+    good = {"embeddings": {"ecg": encoder.encode_ecg([study.ecg])[0]}, "fingerprint": FINGERPRINT}
+    (outcome,) = filled.upsert([EmbeddedStudy(study=study, **(good | changes))])
+    assert isinstance(outcome.error, error)
+    with pytest.raises(StudyNotFoundError):
+        filled.get_study("study-30")
+
+
+def test_a_report_that_comes_after_the_ecg_is_found(filled, make_study):
+    early = dataclasses.replace(make_study(40), report=None, notes=())
+    list(filled.upsert([early]))
+    study, etag = filled.get_tagged_study("study-40")
+    assert study.report is None
+    report = Report.from_text("complete heart block with a wide escape rhythm")
+    filled.update_study(dataclasses.replace(early, report=report, site="elsewhere"), ["report"], etag=etag)
+    changed, new_etag = filled.get_tagged_study("study-40")
+    assert (changed.report, changed.site, changed.vitals) == (report, early.site, early.vitals)
+    assert new_etag != etag
+    assert filled.search(text=report.raw, target="text", top_k=1).hits[0].study_id == "study-40"
+    with pytest.raises(ConflictError, match="read it again"):
+        filled.update_study(dataclasses.replace(early, report=None), ["report"], etag=etag)
+    assert filled.get_study("study-40").report == report
+    filled.update_study(dataclasses.replace(early, report=None), ["report"])
+    assert filled.get_study("study-40").report is None
+
+
+def test_an_update_sent_again_under_its_name_does_nothing(stub, filled, make_study):
+    change = update_request(dataclasses.replace(make_study(5), site="ward"), ["site"], "", "moved")
+    first = stub.UpdateStudy(change).sequence
+    filled.update_study(dataclasses.replace(make_study(5), site="home"), ["site"])
+    assert stub.UpdateStudy(change).sequence == first
+    assert filled.get_study("study-5").site == "home"
+
+
+@pytest.mark.parametrize("mask", [[], ["subject_id"], ["study_id"], ["nothing"], ["report.raw"]])
+def test_a_mask_that_names_what_cannot_be_changed_is_refused(stub, filled, make_study, mask):
+    request = update_request(make_study(5), ["site"], "", "")
+    request.update_mask.paths[:] = mask
+    with pytest.raises(grpc.RpcError, match="update_mask") as caught:
+        stub.UpdateStudy(request)
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_an_update_that_empties_a_study_is_refused(filled, make_study):
+    with pytest.raises(InvalidInputError, match="empty"):
+        filled.update_study(Study(study_id="study-5", subject_id="s"), ["ecg", "report", "notes", "vitals"])
+    assert filled.get_study("study-5").ecg is not None
+
+
+def test_counting(filled):
+    assert filled.count_studies() == 12
+    assert filled.count_studies(Filter(sex="female")) == 6
+    assert filled.count_studies(Filter(labels_any=frozenset({"NORM"}))) == 3
+
+
+def test_a_search_sees_what_was_acknowledged(filled, make_study):
+    (outcome,) = filled.upsert([make_study(50)])
+    found = filled.search(ecg=make_study(50).ecg, top_k=1, min_sequence=outcome.value)
+    assert found.hits[0].study_id == "study-50"
+    with pytest.raises(NotReadyError, match="min_sequence"):
+        filled.search(ecg=make_study(50).ecg, top_k=1, min_sequence=outcome.value + 1)
+
+
+def test_the_asynchronous_client_does_the_same(filled, address, make_study):
+    async def run():
+        async with AsyncClient(address) as client:
+            study, etag = await client.get_tagged_study("study-1")
+            await client.update_study(dataclasses.replace(study, device="new"), ["device"], etag=etag)
+            assert (await client.get_study("study-1")).device == "new"
+            assert await client.count_studies(Filter(devices=frozenset({"new"}))) == 1
+
+    asyncio.run(run())
