@@ -72,12 +72,12 @@ def translated(error: sqlite3.Error) -> Exception:
     """Return what a caller is told about an error that is not of the program's making; else the error itself."""
     code = _code(error)
     if code == sqlite3.SQLITE_FULL:
-        return OverloadedError("the disk of the corpus is full; make room, then send it again")
+        return OverloadedError("the disk of the corpus is full; make room, then send it again", limit="disk")
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return OverloadedError("the corpus is held by another program; send it again")
     if code == sqlite3.SQLITE_CANTOPEN:
         return NotReadyError("the corpus cannot be opened again now (too many open files?); send it again")
-    if code in _FAULTS or not isinstance(error, sqlite3.OperationalError | sqlite3.ProgrammingError):
+    if code in _FAULTS or type(error) is sqlite3.DatabaseError:
         return _damaged()
     return error
 

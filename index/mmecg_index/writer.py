@@ -238,11 +238,14 @@ class Writer:
             if disk.f_bavail * disk.f_frsize < self._reserve_bytes:
                 raise OverloadedError(
                     f"the disk of the corpus has less than {self._reserve_bytes / 2**20:.0f} MiB free "
-                    "(storage.reserve_bytes), so nothing more is stored; make room, then send it again"
+                    "(storage.reserve_bytes), so nothing more is stored; make room, then send it again",
+                    limit="disk",
                 )
 
     def _failed(self, error: BaseException) -> BaseException:
         """Return what to tell a caller whose transaction failed; after a failure of the disk, write no more."""
+        if not isinstance(error, Exception):
+            return OverloadedError("the write was interrupted together with another one; send it again")
         if not isinstance(error, sqlite3.Error):
             return error
         if is_fault(error):

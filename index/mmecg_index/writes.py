@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import NamedTuple, TypeVar
 
@@ -136,7 +137,7 @@ class StudyWrites(StudyQueries):
             found = find(connection, study_id)
             if found is None or not self.scope.allows(found.subject_id, found.site):
                 raise not_found(study_id)
-            written = remove_rows(connection, [found.row])
+            written = replace(remove_rows(connection, [found.row]), touched=((found.subject_id, study_id),))
             if answered:
                 answered.remember(connection, written.sequence)
             return written
@@ -278,7 +279,7 @@ def _store(connection: sqlite3.Connection, items: Sequence[_Item], scope: Scope,
         if item.answered:
             item.answered.remember(connection, number)
         numbers.append(number)
-    return Written(new or 0, rows)
+    return Written(new or 0, rows, tuple((item.study.subject_id, item.study.study_id) for item in items))
 
 
 def _one_each(values: Sequence[Item] | None, studies: Sequence[Study], what: str) -> Sequence[Item | None]:
