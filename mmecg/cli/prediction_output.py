@@ -33,6 +33,7 @@ _SUPERCLASS_NAMES = {
     "HYP": "any hypertrophy",
 }
 _PARTS = {"qrs": "QRS", "st_t": "ST-T"}
+_UNDECIDED = {"both": "both fit", "neither": "neither fits", "the one value": "fits, but is the less likely"}
 _SHOWN_NEIGHBOURS = 5
 _SHOWN_EFFECTS = 5
 _DAYS_A_YEAR = 365.25
@@ -219,7 +220,7 @@ def _label_row(one: LabelPrediction, change: LabelChange | None) -> list[str]:
     names = {True: "present", False: "absent"}
     if one.decision == "not_supported":
         return [one.label, _name(one.label), "", "", "", "", "not supported", one.reason]
-    word = f"{change.change}, {span(change.days_before)} ({change.prior_study_id})" if change else one.reason
+    word = f"{change.change}, {span(change.days_before)} ({change.prior_study_id})" if change else _why(one)
     held = "or ".join(f"{names[value]} " for value in one.conformal_set).strip() or "neither"
     interval = f"{one.low:.2f}-{one.high:.2f}"
     return [
@@ -232,6 +233,11 @@ def _label_row(one: LabelPrediction, change: LabelChange | None) -> list[str]:
         one.decision,
         word,
     ]
+
+
+def _why(one: LabelPrediction) -> str:
+    """Return in few words why a label is undecided; ``--json`` has the sentence."""
+    return next((brief for words, brief in _UNDECIDED.items() if one.reason.startswith(words)), one.reason)
 
 
 def _word(one: LabelPrediction, change: LabelChange | None) -> str:

@@ -48,9 +48,9 @@ for this bundle alone.
 - Figures: `mmecg evaluate-prediction` on a fold that nothing was fitted or chosen on; mmecg/evaluation/README.md, which
   also has the subgroups, shifts and controls.
 - Limits: one data set of one kind of recorder, of adults. {rare} of the statements have fewer than {RARE} records in
-  it, so that little is known of them. Earlier studies there lie days apart more often than years; there were no notes, reports stood in for
-  them. Without an ECG nothing is promised. The novelty score is not the share of faulty recordings at a site. Saliency
-  explains the ECG's linear head, not the history.
+  it, so that little is known of them. Earlier studies there lie days apart more often than years; there were no notes,
+  reports stood in for them. Without an ECG nothing is promised. The novelty score is not the share of faulty recordings
+  at a site. Saliency explains the ECG's linear head, not the history.
 {table}"""
 
 
