@@ -17,6 +17,7 @@ others             votes of the coded studies of other subjects
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
 from dataclasses import dataclass
 from datetime import datetime
@@ -34,10 +35,10 @@ from mmecg.prediction.answer import Scores
 from mmecg.prediction.asked import AskedLabel, LabelResolver
 from mmecg.prediction.changes import find_changes
 from mmecg.prediction.earlier import Earlier, find_earlier
+from mmecg.prediction.examined import EXAMINERS, Examined, examine
 from mmecg.prediction.heads import PredictionHeads, read_heads
 from mmecg.prediction.history import HistoryEffect, Prior, build_tokens, last_known
 from mmecg.prediction.known import KnownLabels
-from mmecg.prediction.measure import read_beats
 from mmecg.prediction.measured import Measurement
 from mmecg.prediction.notes import Noted, read_notes, with_notes
 from mmecg.prediction.query import PredictionQuery, time_flags, vitals_contradict
@@ -54,7 +55,7 @@ from mmecg.prediction.serial import compare_with_latest
 from mmecg.prediction.support import unsupported
 from mmecg.prediction.vitals_head import vitals_channels
 from mmecg.prediction.vote import CohortVotes, Vote
-from mmecg.quality import QualityFinding, assess_quality
+from mmecg.quality import QualityFinding
 from mmecg.search import CorpusStore
 from mmecg.study import Study
 from mmecg.vitals import Vitals
@@ -79,6 +80,12 @@ class _Case:
     implausible: bool
     features: NDArray[np.float32] | None
     embedding: NDArray[np.float32]
+    looking: Future[Examined] | None
+
+    @property
+    def examined(self) -> Examined | None:
+        """What was read in the recording."""
+        return None if self.looking is None else self.looking.result()
 
     @property
     def told(self) -> list[Prior]:
@@ -127,6 +134,7 @@ class Predictor:
         self._ecg_features: Callable[[Sequence[Ecg]], NDArray[np.float32]] = bundle.encoder.ecg_features
         self.known = KnownLabels(self.heads.labels, miner)
         self._labels = LabelResolver(self.heads.labels)
+        self._examiners = ThreadPoolExecutor(EXAMINERS, thread_name_prefix="examine")
         cohort = self.heads.cohort
         self._votes = None if corpus is None else CohortVotes(corpus, self.known, cohort.k, cohort.minimum_studies)
 
@@ -218,10 +226,11 @@ class Predictor:
         self, waiting: Sequence[tuple[PredictionQuery, tuple[AskedLabel, ...], NDArray[np.float64], Earlier]]
     ) -> list[_Case]:
         ecgs = [ecg for query, *_, earlier in waiting for ecg in (query.ecg, *earlier.ecgs) if ecg is not None]
+        looking = [None if query.ecg is None else self._examiners.submit(examine, query.ecg) for query, *_ in waiting]
         features = iter(self._ecg_features(ecgs)) if ecgs else iter(())
         dim = self.heads.embedding.weight.shape[0]
         cases = []
-        for query, asked, site, earlier in waiting:
+        for (query, asked, site, earlier), found in zip(waiting, looking, strict=True):
             own = next(features) if query.ecg is not None else None
             added = [next(features) for _ in earlier.ecgs]
             rows = [one for one in (own, *added) if one is not None]
@@ -233,13 +242,13 @@ class Predictor:
             noted = read_notes(query, self.known)
             report = None if own is not None or isinstance(query.study, Ecg) else query.study.report
             text = self.known.text_logits(report.raw) if report is not None else None
-            cases.append(_Case(query, asked, site, earlier, priors, noted, text, implausible, own, embedding))
+            cases.append(_Case(query, asked, site, earlier, priors, noted, text, implausible, own, embedding, found))
         return cases
 
     def _answer(self, case: _Case) -> Prediction:
         query, options, ecg = case.query, case.query.options, case.query.ecg
-        quality = assess_quality(ecg) if ecg is not None else ()
-        reading = None if ecg is None else read_beats(ecg, unreadable=answer.poor_leads(quality))
+        quality = case.examined.quality if case.examined else ()
+        reading = case.examined.reading if case.examined else None
         missing = self._missing(ecg, quality)
         single, spread = self._single(case)
         vote = self._vote(case)
@@ -261,7 +270,9 @@ class Predictor:
             priors=evidence[: len(case.priors)],
             neighbours=answer.neighbour_evidence(case.asked, columns, vote),
             measurements=(*self._measurements(case), *(reading.measurements if reading else ())),
-            comparison=compare_with_latest(reading, case.priors, case.earlier, self.corpus, changes),
+            comparison=compare_with_latest(
+                reading, case.priors, case.earlier, self.corpus, changes, complete=len(labels) >= len(self.heads.labels)
+            ),
             uncertainty=uncertainty,
             abstained=bool(reasons),
             abstain_reasons=tuple(reasons),
@@ -333,8 +344,8 @@ class Predictor:
     ) -> Uncertainty:
         errors = answer.expected_errors(scores.joined, missing)
         novelty, kind = 0.0, ""
-        if case.features is not None and case.query.ecg is not None:
-            found = self.heads.novelty.scores(case.features[None], [case.query.ecg])
+        if case.features is not None and case.examined is not None:
+            found = self.heads.novelty.judge(case.features[None], case.examined.summary[None])
             novelty, kind = float(found.probability[0]), found.kind[0]
         return Uncertainty(
             expected_errors=errors,

@@ -63,7 +63,9 @@ ANSWERED: frozenset[str] = frozenset(
 """Serial findings of the vocabulary that measurements answer."""
 
 
-def compare(now: Reading, before: Reading, prior: Prior, changes: Sequence[LabelChange]) -> Comparison | None:
+def compare(
+    now: Reading, before: Reading, prior: Prior, changes: Sequence[LabelChange], *, complete: bool = True
+) -> Comparison | None:
     """Return what lies between two recordings of a subject; None if the beats of one of them cannot be trusted.
 
     Parameters
@@ -73,6 +75,8 @@ def compare(now: Reading, before: Reading, prior: Prior, changes: Sequence[Label
         The study of the earlier recording.
     changes : sequence of LabelChange
         Of the labels, beside any earlier study.
+    complete : bool
+        Whether all labels were asked for; of some alone nobody can say that nothing changed.
     """
     if now.beat is None or before.beat is None:
         return None
@@ -87,7 +91,7 @@ def compare(now: Reading, before: Reading, prior: Prior, changes: Sequence[Label
     st = marked & (np.abs(_difference(now, before, "st_level_mv")) > LEAD_LIMITS["st_level_mv"])
     if not any(name.startswith("SERIAL_ST_") for name in said) and _many(st):
         said.add("SERIAL_ST_CHANGE")
-    whole = _whole(leads, measured, since, labelled=prior.source != "ecg")
+    whole = _whole(leads, measured, since, labelled=complete and prior.source != "ecg")
     return Comparison(
         prior_study_id=prior.study_id,
         days_before=prior.days_before,
@@ -103,13 +107,15 @@ def compare_with_latest(
     earlier: Earlier,
     corpus: CorpusStore | None,
     changes: Sequence[LabelChange],
+    *,
+    complete: bool,
 ) -> Comparison | None:
     """Return :func:`compare` with :func:`latest_recording`; None if there is none, or its beats cannot be trusted."""
     found = latest_recording(priors, earlier, corpus) if now and now.beat else None
     if now is None or found is None:
         return None
     prior, ecg = found
-    return compare(now, read_beats(ecg, unreadable=poor_leads(assess_quality(ecg))), prior, changes)
+    return compare(now, read_beats(ecg, unreadable=poor_leads(assess_quality(ecg))), prior, changes, complete=complete)
 
 
 def latest_recording(priors: Sequence[Prior], earlier: Earlier, corpus: CorpusStore | None) -> tuple[Prior, Ecg] | None:

@@ -52,6 +52,9 @@ def test_an_ecg_beside_itself_has_not_changed() -> None:
     assert said(reading(), reading()) == {"SERIAL_NO_CHANGE"}
     unlabelled = Prior(study_id="p", days_before=9.0, source="ecg", known=np.zeros(1, np.float32))
     assert said(reading(), reading(), prior=unlabelled) == set(), "labels of then are not known"
+    some = compare(reading(), reading(), NOBODY, (), complete=False)
+    assert some is not None
+    assert some.serial == (), "not all labels were asked for"
 
 
 @pytest.mark.parametrize("name", ["heart_rate_bpm", "qrs_duration_ms"])
