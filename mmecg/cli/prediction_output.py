@@ -33,7 +33,7 @@ _SUPERCLASS_NAMES = {
     "HYP": "any hypertrophy",
 }
 _PARTS = {"qrs": "QRS", "st_t": "ST-T"}
-_UNDECIDED = {"both": "both fit", "neither": "neither fits", "the one value": "fits, but is the less likely"}
+_UNDECIDED = {"both": "both fit", "neither": "neither fits", "the one value": "is less likely"}
 _SHOWN_NEIGHBOURS = 5
 _SHOWN_EFFECTS = 5
 _DAYS_A_YEAR = 365.25
