@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 
 from mmecg.errors import ArtifactError, IndexFormatError
+from mmecg_index.corpus import Corpus
 from mmecg_index.durable import new_directory, sync
 from mmecg_index.reading import FILE, View, reading
 from mmecg_index.snapshot import read_manifest
@@ -43,11 +44,14 @@ class Backup:
     studies : int
     size_bytes : int
         Of all its files.
+    erased : int
+        Studies that were erased anew when it was restored.
     """
 
     sequence: int
     studies: int
     size_bytes: int
+    erased: int = 0
 
 
 def back_up(corpus: Path, target: Path, *, with_indexes: bool = True) -> Backup:
@@ -97,17 +101,24 @@ def back_up(corpus: Path, target: Path, *, with_indexes: bool = True) -> Backup:
     return backup
 
 
-def restore(backup: Path, target: Path) -> Backup:
+def restore(backup: Path, target: Path, *, erasures_from: Path | None = None) -> Backup:
     """Make a corpus of a backup, after reading the backup as a whole.
 
-    What was erased after the backup is in it: see :func:`mmecg_index.erasure.apply_erasures`.
+    Parameters
+    ----------
+    backup : Path
+    target : Path
+        Directory to make.
+    erasures_from : Path, optional
+        Corpus that the backup was made of, which may be in use, or a later backup of it. Who was erased from it after
+        this backup was made is erased here too; without it, they are in the restored corpus again.
 
     Raises
     ------
     AlreadyExistsError
         ``target`` is there, and not an empty directory.
     IndexFormatError
-        The backup is damaged or not one.
+        The backup is damaged or not one, or ``erasures_from`` is another corpus.
     """
     manifest = read_backup_manifest(backup)
     with new_directory(target.absolute()) as directory:
@@ -121,8 +132,13 @@ def restore(backup: Path, target: Path) -> Backup:
             copy.chmod(0o600)
             if describe_file(copy) != expected:
                 raise IndexFormatError(f"{name} changed while it was copied; check the disk, restore again")
+        erased = 0
+        if erasures_from is not None:
+            with Corpus(directory) as corpus:
+                erased = corpus.eraser.apply(erasures_from)
         _sync_below(directory)
-    return Backup(manifest["sequence"], manifest["studies"], sum(each["bytes"] for each in manifest["files"].values()))
+    size = sum(each["bytes"] for each in manifest["files"].values())
+    return Backup(manifest["sequence"], manifest["studies"] - erased, size, erased)
 
 
 def _copy_database(view: View, target: Path) -> None:

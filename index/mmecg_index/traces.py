@@ -4,8 +4,8 @@ A trace is an id, or any run of 16 bytes of the documents (as they are stored an
 the compressed signals, wherever it lies and however it is aligned. A run that studies of others contain as well (the
 same sentence in another report) proves nothing and is passed over; so is an id that is part of another's.
 
-The files are read by a process of its own (:mod:`mmecg_index.runs`): a process that has the database open must not open and close its file beside SQLite, because closing it would
-give up SQLite's locks (they belong to the process, not to the file handle). It also keeps the search out of the way.
+The files are read by a process of its own (:mod:`mmecg_index.runs`): one that has the database open must not open and
+close its file beside SQLite, because that gives up SQLite's locks (they belong to the process, not to the file handle).
 """
 
 from __future__ import annotations

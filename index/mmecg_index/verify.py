@@ -23,7 +23,7 @@ import numpy as np
 from mmecg.embedding import MODALITIES
 from mmecg.errors import ArtifactError, IndexFormatError, MmecgError
 from mmecg_index import audit, schema
-from mmecg_index.codec import decode_study, study_checksum, vector_checksum
+from mmecg_index.codec import content_hash, decode_study, study_checksum, vector_checksum
 from mmecg_index.database import sort_time
 from mmecg_index.reading import FILE, View, reading
 from mmecg_index.snapshot import load_index
@@ -189,12 +189,12 @@ def _expected_schema() -> dict[str, tuple[str, str, frozenset[str]]]:
 
 
 def _check_studies(view: View, _: Path, findings: Counter[str]) -> dict[str, Any]:
-    site = "site" if view.version >= 2 else "NULL"
+    since_2 = "site, content_hash" if view.version >= 2 else "NULL, NULL"
     cursor = view.connection.execute(
-        f"SELECT study_id, subject_id, sort_time, document, crc, signal, {site} FROM studies"  # noqa: S608
+        f"SELECT study_id, subject_id, sort_time, document, crc, signal, {since_2} FROM studies"  # noqa: S608
     )
     count = 0
-    for study_id, subject_id, time, document, crc, signal, stored_site in cursor:
+    for study_id, subject_id, time, document, crc, signal, stored_site, content in cursor:
         count += 1
         expected = (
             study_checksum(study_id, subject_id, document) if view.version >= 2 else zlib.crc32(document.encode())
@@ -210,6 +210,8 @@ def _check_studies(view: View, _: Path, findings: Counter[str]) -> dict[str, Any
                 findings["a study's time does not fit its document"] += 1
             if view.version >= 2 and stored_site != study.site:
                 findings["a study's site does not fit its document"] += 1
+            if content is not None and content != content_hash(study, view.secret):
+                findings["a study does not fit its content hash"] += 1
         except MmecgError:
             findings["a study cannot be decoded"] += 1
     return {"studies": count}

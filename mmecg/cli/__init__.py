@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from keyword import iskeyword
 from typing import NoReturn
 
 import mmecg
@@ -35,6 +36,13 @@ COMMANDS = (
     "evaluate-prediction",
     "review-labels",
     "info",
+    "backup",
+    "restore",
+    "verify",
+    "erase-subject",
+    "audit",
+    "export",
+    "import",
 )
 
 OK, FAILED, USAGE = 0, 1, 2
@@ -66,7 +74,8 @@ def build_parser() -> argparse.ArgumentParser:
         dest="command", metavar="COMMAND", required=True, parser_class=_Parser, title="commands"
     )
     for name in COMMANDS:
-        import_module(f"mmecg.cli.{name.replace('-', '_')}").add_parser(subparsers)
+        module = name.replace("-", "_") + "_" * iskeyword(name)
+        import_module(f"mmecg.cli.{module}").add_parser(subparsers)
     for command in subparsers.choices.values():
         command.formatter_class = argparse.RawDescriptionHelpFormatter
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import sys
@@ -40,6 +41,14 @@ _VITAL_LABELS = {
 def note(message: str) -> None:
     """Print a line for people on standard error."""
     print(f"mmecg: {message}", file=sys.stderr)
+
+
+def operator() -> str:
+    """Return who runs the command, as the audit trail shows it."""
+    try:
+        return f"cli:{getpass.getuser()}"
+    except (KeyError, OSError):  # a user without a name, in a container
+        return f"cli:{os.getuid()}"
 
 
 def print_json(value: Any) -> None:
