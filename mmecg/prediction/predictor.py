@@ -264,15 +264,14 @@ class Predictor:
         reasons = _abstain_reasons(uncertainty, options.abstain_share, poor=poor)
         novel = ["novel"] if "novelty" in reasons else []
         wants_vote = options.use_cohort and ecg is not None
+        every = len(labels) >= len(self.heads.labels)
         return Prediction(
             labels=labels,
             changes=changes,
             priors=evidence[: len(case.priors)],
             neighbours=answer.neighbour_evidence(case.asked, columns, vote),
             measurements=(*self._measurements(case), *(reading.measurements if reading else ())),
-            comparison=compare_with_latest(
-                reading, case.priors, case.earlier, self.corpus, changes, complete=len(labels) >= len(self.heads.labels)
-            ),
+            comparison=compare_with_latest(reading, case.priors, case.earlier, self.corpus, changes, complete=every),
             uncertainty=uncertainty,
             abstained=bool(reasons),
             abstain_reasons=tuple(reasons),
