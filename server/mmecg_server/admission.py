@@ -108,8 +108,10 @@ class PrincipalLimits:
         now = self._clock()
         share = self._shares.setdefault(name, _Share(self._burst, now))
         self._shares.move_to_end(name)
-        while len(self._shares) > _REMEMBERED and not next(iter(self._shares.values())).running:
-            self._shares.popitem(last=False)
+        for _ in range(len(self._shares) - _REMEMBERED):
+            oldest, left = self._shares.popitem(last=False)
+            if left.running:
+                self._shares[oldest] = left
         if self._most and share.running >= self._most:
             raise OverloadedError(
                 f"{share.running} calls of this caller are being served, the most it is allowed; wait for one to end",

@@ -169,10 +169,10 @@ def test_writes_are_held_inside(corpus):
         assert not any(name in str(caught.value) for name in ("s2", "p1", "south"))
     assert corpus.sequence == sequence
     assert corpus.get(["s2"])[0].site == "south"
-    with pytest.raises(PermissionDeniedError):
-        view.update("s1", lambda one: build("s1", "p1", "south", 3), lambda one: vectors(1))
-    with pytest.raises(StudyNotFoundError):
-        view.update("s2", lambda one: other, lambda one: vectors(1))
+    ((_, etag),) = view.tagged(["s1"])
+    for study, tag in ((build("s1", "p1", "south", 3), etag), (other, corpus.tagged(["s2"])[0][1])):
+        with pytest.raises(PermissionDeniedError):
+            view.store([study], [vectors(1)], etags=[tag])
     view.delete("s1")
     with pytest.raises(StudyNotFoundError):
         corpus.get(["s1"])
