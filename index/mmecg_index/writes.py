@@ -20,6 +20,7 @@ from mmecg.embedding import MODALITIES
 from mmecg.errors import ConflictError, PermissionDeniedError, QueryError
 from mmecg.search import Embeddings, WriteRequest, check_vectors
 from mmecg.study import Scope, Study
+from mmecg_index.calls import entered
 from mmecg_index.codec import content_hash, decode_study, encode_study, encode_vector, metadata_record, study_checksum
 from mmecg_index.database import next_sequence, sort_time
 from mmecg_index.queries import StudyQueries, not_found
@@ -118,7 +119,7 @@ class StudyWrites(StudyQueries):
             numbers.clear()
             return _store(connection, items, self.scope, numbers)
 
-        self._writer.write(operation)
+        self._writer.write(entered(operation, self._database.secret))
         return numbers
 
     def delete(self, study_id: str, *, request: WriteRequest | None = None) -> int:
@@ -142,7 +143,7 @@ class StudyWrites(StudyQueries):
                 answered.remember(connection, written.sequence)
             return written
 
-        return self._writer.write(operation, grows=False).sequence
+        return self._writer.write(entered(operation, self._database.secret), grows=False).sequence
 
 
 class _Item:

@@ -7,6 +7,7 @@ service can forget to tell. Nothing else of a message is looked at.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Protocol
@@ -21,11 +22,14 @@ MAX_TOUCHED = 1000
 class Trail(Protocol):
     """Where calls are entered."""
 
-    def subjects_of(self, study_ids: Sequence[str]) -> Mapping[str, str]:
+    def subjects_of(self, study_ids: Sequence[str], /) -> Mapping[str, str]:
         """Return whose studies these are, of those that are there."""
 
-    def enter(self, record: CallRecord) -> None:
-        """Enter a call as it stands now."""
+    def acting(self, record: CallRecord, /) -> AbstractContextManager[None]:
+        """Let what this thread writes be entered as the call's, together with the write."""
+
+    def enter(self, record: CallRecord, /) -> None:
+        """Enter a call as it stands now, unless its writes have entered it."""
 
 
 @dataclass(eq=False)
@@ -64,6 +68,10 @@ class CallRecord:
         if len(self.touched) >= MAX_TOUCHED:
             self.trail.enter(self)
             self.touched = {}
+
+    def acting(self) -> AbstractContextManager[None]:
+        """Let what this thread writes be entered as this call's."""
+        return nullcontext() if self.trail is None else self.trail.acting(self)
 
     def end(self, outcome: str) -> None:
         """Hand the call to the trail."""

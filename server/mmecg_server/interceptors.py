@@ -213,9 +213,9 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]  # not 
                 self._deadline(context, streaming=streaming), context.is_active, watch.request_id, watch.observe
             )
             entered = self._doorkeeper.enter(method, context, record)
-            with entered, self._gate.enter(streaming=streaming), on_behalf_of(call):
+            with entered, self._gate.enter(streaming=streaming), on_behalf_of(call), record.acting():
                 yield watch, record
-            record.end(code.name)  # before the answer leaves: what cannot be entered is not answered
+                record.end(code.name)  # before the answer leaves: what cannot be entered is not answered
         except GeneratorExit:  # the client of a stream has left, or takes no answers
             code = grpc.StatusCode.CANCELLED
             raise

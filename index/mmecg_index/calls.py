@@ -1,0 +1,98 @@
+"""The calls of a server in the audit trail of its corpus.
+
+What a call writes is entered with the write, in one transaction, so that the two are there together or not at all; what
+it reads, and what it is refused, is entered when it ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Protocol
+
+from mmecg_index.audit import AuditEntry, audited
+from mmecg_index.writer import Operation
+
+if TYPE_CHECKING:
+    from mmecg_index.corpus import Corpus
+
+
+class Call(Protocol):
+    """A call, as far as it has come."""
+
+    @property
+    def principal(self) -> str:
+        """Who calls; empty if that is not known."""
+
+    @property
+    def method(self) -> str:
+        """What is called."""
+
+    @property
+    def request_id(self) -> str:
+        """How log and answer name it."""
+
+    @property
+    def outcome(self) -> str:
+        """Name of the status."""
+
+    @property
+    def touched(self) -> Mapping[tuple[str, str], None]:
+        """Subjects and studies that it named or was told of."""
+
+
+@dataclass(eq=False)
+class _Actor:
+    call: Call
+    wrote: bool = False
+
+
+_ACTOR: ContextVar[_Actor | None] = ContextVar("actor", default=None)
+
+
+def entered(operation: Operation, secret: bytes) -> Operation:
+    """Return an operation that enters what it changed, if a call that is to be entered runs it."""
+    actor = _ACTOR.get()
+    if actor is None:
+        return operation
+    actor.wrote = True
+    call = actor.call
+    return audited(operation, secret, call.principal, call.method, call.request_id)
+
+
+class CallTrail:
+    """Enters the calls of a server. Safe to use from many threads.
+
+    Parameters
+    ----------
+    corpus : Corpus
+    """
+
+    def __init__(self, corpus: Corpus) -> None:
+        self._corpus = corpus
+
+    def subjects_of(self, study_ids: Sequence[str]) -> dict[str, str]:
+        """Return the subject of each study that is there."""
+        return self._corpus.subjects_of(study_ids)
+
+    @contextmanager
+    def acting(self, call: Call) -> Iterator[None]:
+        """Let what this thread writes be entered as the call's."""
+        token = _ACTOR.set(_Actor(call))
+        try:
+            yield
+        finally:
+            _ACTOR.reset(token)
+
+    def enter(self, call: Call) -> None:
+        """Enter a call as it stands now, unless it went well and its writes have entered it already."""
+        actor = _ACTOR.get()
+        if actor is not None and actor.call is call and actor.wrote and call.outcome in ("OK", "RUNNING"):
+            return
+        touched = tuple(call.touched)
+        moment = datetime.now(UTC)
+        entry = AuditEntry(moment, call.principal, call.method, call.outcome, call.request_id, touched, len(touched))
+        self._corpus.audit.append([entry])
