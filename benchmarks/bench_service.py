@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import numpy as np
 from mmecg_pb.v1.search_service_pb2 import SearchRequest
 from mmecg_server import convert
-from mmecg_server.__main__ import open_bundle, open_retriever
+from mmecg_server.__main__ import fill_demo, open_bundle, open_corpus
 from mmecg_server.config import ServerConfig
 
 from mmecg.client import Client
@@ -182,7 +182,10 @@ def main() -> None:
     process, port = start_server()
     try:
         config = ServerConfig(torch_threads=os.cpu_count() or 1)
-        with open_retriever(config, open_bundle(config).encoder) as retriever:
+        bundle = open_bundle(config)
+        with open_corpus(config, bundle.fingerprint) as corpus:
+            retriever = Retriever(bundle.encoder, corpus)
+            fill_demo(config, retriever)
             rows = run(retriever, f"127.0.0.1:{port}", options)
     finally:
         process.terminate()

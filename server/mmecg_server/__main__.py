@@ -13,13 +13,16 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 import numpy as np
+from mmecg_index.administration import CorpusAdministration
+from mmecg_index.calls import CallTrail
+from mmecg_index.corpus import Corpus
 
 import mmecg
 from mmecg.assets import DEMO_CORPUS
@@ -27,7 +30,6 @@ from mmecg.bundle import Bundle, load_bundle
 from mmecg.config import Precision, effective_config, load_config
 from mmecg.datasets.parquet import read_studies
 from mmecg.ecg import Ecg
-from mmecg.embedding import Encoder
 from mmecg.errors import ConfigError, MmecgError
 from mmecg.labels.report_miner import ReportMiner
 from mmecg.report import Report
@@ -53,8 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
+    reloads: list[Callable[[], None]] = []
+    signal.signal(signal.SIGHUP, lambda *_: [reload() for reload in reloads])
     try:
-        return run(config, stop)
+        return run(config, stop, reloads)
     except ConfigError as error:
         log("refused_to_start", level=logging.ERROR, reason=str(error))
         return 2
@@ -63,8 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def run(config: ServerConfig, stop: threading.Event) -> int:
-    """Serve until ``stop`` is set.
+def run(config: ServerConfig, stop: threading.Event, reloads: list[Callable[[], None]]) -> int:
+    """Serve until ``stop`` is set; put what SIGHUP is to call into ``reloads``.
 
     Raises
     ------
@@ -76,14 +80,18 @@ def run(config: ServerConfig, stop: threading.Event) -> int:
     log("starting", version=mmecg.__version__, config=effective_config(config))
     with Server(config) as server:
         log("listening", host=config.host, port=server.port)
+        reloads.append(server.reload)
         bundle = open_bundle(config)
-        with open_retriever(config, bundle.encoder) as retriever:
+        with open_corpus(config, bundle.fingerprint) as corpus:
+            retriever = Retriever(bundle.encoder, corpus)
+            fill_demo(config, retriever)
             if not stop.is_set():
                 miner = ReportMiner()
-                predictor = open_predictor(bundle, retriever.corpus, miner)
+                predictor = open_predictor(bundle, corpus, miner)
                 warm_up(retriever, predictor)
-                server.serve(retriever, miner, predictor)
-                stats = retriever.corpus.stats()
+                administration = CorpusAdministration(corpus, backup_dir=config.admin.backup_dir)
+                server.serve(retriever, miner, predictor, CallTrail(corpus), administration)
+                stats = corpus.stats()
                 log("serving", port=server.port, fingerprint=stats.fingerprint, studies=stats.studies)
                 stop.wait()
             log("draining")
@@ -106,7 +114,7 @@ def open_bundle(config: ServerConfig) -> Bundle:
 
 
 @contextmanager
-def open_retriever(config: ServerConfig, encoder: Encoder) -> Iterator[Retriever]:
+def open_corpus(config: ServerConfig, fingerprint: str) -> Iterator[Corpus]:
     """Open the corpus, and close it at the end.
 
     Raises
@@ -114,20 +122,19 @@ def open_retriever(config: ServerConfig, encoder: Encoder) -> Iterator[Retriever
     ArtifactError
         The corpus cannot be used, or is of another embedding space.
     """
-    from mmecg_index.corpus import Corpus
-
     with tempfile.TemporaryDirectory(prefix="mmecg-demo-") as folder:
         path = config.corpus or Path(folder) / "corpus"
         is_new = not path.exists() or (path.is_dir() and not any(path.iterdir()))
-        corpus = (Corpus.create if is_new else Corpus.open)(path, encoder.fingerprint)
-        try:
-            retriever = Retriever(encoder, corpus)
-            if config.corpus is None:
-                log("loading_demo_corpus")
-                retriever.ingest(read_studies(DEMO_CORPUS))
-            yield retriever
-        finally:
-            corpus.close()
+        enter, storage = Corpus.create if is_new else Corpus.open, config.storage
+        with enter(path, fingerprint, synchronous=storage.synchronous, reserve_bytes=storage.reserve_bytes) as corpus:
+            yield corpus
+
+
+def fill_demo(config: ServerConfig, retriever: Retriever) -> None:
+    """Put the demo studies into the corpus, unless the configuration names one."""
+    if config.corpus is None:
+        log("loading_demo_corpus")
+        retriever.ingest(read_studies(DEMO_CORPUS))
 
 
 def open_predictor(bundle: Bundle, corpus: CorpusStore, miner: ReportMiner) -> Predictor | None:

@@ -235,6 +235,39 @@ class TracingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AdminConfig:
+    """What AdminService may use.
+
+    Attributes
+    ----------
+    backup_dir : Path, optional
+        Directory that backups are written into; without one, AdminService writes none.
+    """
+
+    backup_dir: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StorageConfig:
+    """How the corpus is written.
+
+    Attributes
+    ----------
+    synchronous : {"full", "normal"}
+        "full": an acknowledged write survives a power cut. "normal" syncs less often: the last writes may be lost by a
+        power cut, never by the end of the process, and what is there is consistent.
+    reserve_bytes : int
+        Free bytes of the disk below which writes are refused; room to move the log, to delete and to save indexes.
+    """
+
+    synchronous: Literal["full", "normal"] = "full"
+    reserve_bytes: int = 256 * 2**20
+
+    def __post_init__(self) -> None:
+        require(self.reserve_bytes >= 0, f"storage.reserve_bytes is {self.reserve_bytes}, expected 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServerConfig:
     """Configuration of ``python -m mmecg_server`` and ``mmecg serve``.
 
@@ -262,6 +295,8 @@ class ServerConfig:
         Answer gRPC reflection, so that tools can list services and messages.
     drain_s : float
         Time given to running calls after SIGTERM.
+    storage : StorageConfig
+        How the corpus is written.
     limits : LimitsConfig
         What the server accepts.
     tls : TlsConfig
@@ -272,6 +307,8 @@ class ServerConfig:
         Traces for an OpenTelemetry collector.
     auth : AuthConfig
         Who may call.
+    admin : AdminConfig
+        What AdminService may use.
     """
 
     corpus: Path | None = None
@@ -284,11 +321,13 @@ class ServerConfig:
     torch_threads: int = 0
     reflection: bool = True
     drain_s: float = 20.0
+    storage: StorageConfig = field(default_factory=StorageConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     tls: TlsConfig = field(default_factory=TlsConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     tracing: TracingConfig = field(default_factory=TracingConfig)
     auth: AuthConfig = field(default_factory=AuthConfig)
+    admin: AdminConfig = field(default_factory=AdminConfig)
 
     def __post_init__(self) -> None:
         require(0 <= self.port <= 65535, f"port is {self.port}, expected 0 to 65535")

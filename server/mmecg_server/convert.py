@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from google.protobuf.field_mask_pb2 import FieldMask
 from mmecg_pb.v1 import (
+    admin_service_pb2,
     corpus_service_pb2,
     ecg_pb2,
     embedding_service_pb2,
@@ -185,7 +186,7 @@ def parse_mask(mask: FieldMask, *, default: frozenset[str]) -> frozenset[str]:
     return fields
 
 
-def parse_page_size(request: corpus_service_pb2.ListStudiesRequest) -> int:
+def parse_page_size(request: corpus_service_pb2.ListStudiesRequest | admin_service_pb2.ListAuditRequest) -> int:
     """Return the page size of a list request.
 
     Raises

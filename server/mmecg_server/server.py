@@ -15,6 +15,7 @@ from mmecg.errors import ConfigError
 from mmecg.labels.report_miner import ReportMiner
 from mmecg.retriever import Retriever
 from mmecg.search import CorpusStore
+from mmecg_server.admin_service import add_admin_service
 from mmecg_server.admission import Doorkeeper
 from mmecg_server.audit import Trail
 from mmecg_server.auth import Authenticator
@@ -32,6 +33,8 @@ from mmecg_server.tls import ServerCertificates
 from mmecg_server.tracing import Tracing, open_tracing
 
 if TYPE_CHECKING:
+    from mmecg_index.administration import CorpusAdministration
+
     from mmecg.prediction.predictor import Predictor
 
 SPARE_THREADS = 8
@@ -104,6 +107,7 @@ class Server:
         add_corpus_service(self._server, self._backend)
         add_label_mining_service(self._server, self._backend)
         add_prediction_service(self._server, self._backend)
+        add_admin_service(self._server, self._backend)
         if config.reflection:
             names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._server)
@@ -119,6 +123,7 @@ class Server:
         miner: ReportMiner | None = None,
         predictor: Predictor | None = None,
         trail: Trail | None = None,
+        administration: CorpusAdministration | None = None,
     ) -> None:
         """Answer calls from now on, with concurrent calls sharing encoder batches.
 
@@ -132,8 +137,11 @@ class Server:
             Around the bare encoder and the same corpus. Without one, nothing is predicted.
         trail : Trail, optional
             Where every call is entered; see :mod:`mmecg_server.audit`.
+        administration : CorpusAdministration, optional
+            What AdminService calls.
         """
         self._interceptor.trail = trail
+        self._backend.administration = administration
         limits = self._config.limits
         self._encoder = BatchingEncoder(
             retriever.encoder,

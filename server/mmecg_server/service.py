@@ -33,6 +33,8 @@ from mmecg_server.interceptors import Gate
 from mmecg_server.streaming import ChunkReader, answer_stream
 
 if TYPE_CHECKING:
+    from mmecg_index.administration import CorpusAdministration
+
     from mmecg.prediction.predictor import Predictor
 
 CORPUS = "mmecg.v1.CorpusService"
@@ -43,12 +45,13 @@ SERVICES = (
     CORPUS,
     "mmecg.v1.LabelMiningService",
     PREDICTION,
+    "mmecg.v1.AdminService",
     "mmecg.v1.InfoService",
 )
 
 
 class Backend:
-    """What the services share: retriever and predictor once they are loaded, the gate and the limits.
+    """What the services share: retriever, predictor and administration once they are loaded, the gate and the limits.
 
     Parameters
     ----------
@@ -59,6 +62,7 @@ class Backend:
     def __init__(self, gate: Gate, limits: LimitsConfig) -> None:
         self.gate = gate
         self.limits = limits
+        self.administration: CorpusAdministration | None = None
         self._retrievers: PerScope[Retriever] | None = None
         self._predictors: PerScope[Predictor] | None = None
 

@@ -288,7 +288,7 @@ def start(*arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def test_an_empty_directory_becomes_a_corpus(config, encoder, tmp_path, monkeypatch):
+def test_an_empty_directory_becomes_a_corpus(config, encoder, make_study, tmp_path, monkeypatch):
     from types import SimpleNamespace
 
     asked = []
@@ -302,9 +302,9 @@ def test_an_empty_directory_becomes_a_corpus(config, encoder, tmp_path, monkeypa
     for expected in (0, 1):
         (tmp_path / "corpus").mkdir(exist_ok=True)
         chosen = replace(config, corpus=tmp_path / "corpus")
-        with program.open_retriever(chosen, program.open_bundle(chosen).encoder) as retriever:
-            assert retriever.corpus.stats().sequence == expected
-            retriever.corpus.upsert([], [])
+        with program.open_corpus(chosen, program.open_bundle(chosen).encoder.fingerprint) as corpus:
+            assert corpus.sequence == expected
+            corpus.upsert([make_study(0)], [{}])
     assert asked == ["float32", "float32"]
 
 

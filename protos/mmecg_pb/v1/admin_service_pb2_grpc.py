@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class AdminServiceStub:
-    """Erases, backs up, verifies, re-embeds and shows the audit trail. Needs the role admin, and no scope.
+    """Erases, backs up, verifies and shows the audit trail. Needs the role admin, and no scope.
     """
 
     def __init__(self, channel):
@@ -50,16 +50,6 @@ class AdminServiceStub:
                 request_serializer=mmecg__pb_dot_v1_dot_admin__service__pb2.VerifyRequest.SerializeToString,
                 response_deserializer=mmecg__pb_dot_v1_dot_admin__service__pb2.VerifyResponse.FromString,
                 _registered_method=True)
-        self.Reindex = channel.unary_unary(
-                '/mmecg.v1.AdminService/Reindex',
-                request_serializer=mmecg__pb_dot_v1_dot_admin__service__pb2.ReindexRequest.SerializeToString,
-                response_deserializer=mmecg__pb_dot_v1_dot_admin__service__pb2.ReindexResponse.FromString,
-                _registered_method=True)
-        self.GetReindex = channel.unary_unary(
-                '/mmecg.v1.AdminService/GetReindex',
-                request_serializer=mmecg__pb_dot_v1_dot_admin__service__pb2.GetReindexRequest.SerializeToString,
-                response_deserializer=mmecg__pb_dot_v1_dot_admin__service__pb2.GetReindexResponse.FromString,
-                _registered_method=True)
         self.ListAudit = channel.unary_unary(
                 '/mmecg.v1.AdminService/ListAudit',
                 request_serializer=mmecg__pb_dot_v1_dot_admin__service__pb2.ListAuditRequest.SerializeToString,
@@ -68,7 +58,7 @@ class AdminServiceStub:
 
 
 class AdminServiceServicer:
-    """Erases, backs up, verifies, re-embeds and shows the audit trail. Needs the role admin, and no scope.
+    """Erases, backs up, verifies and shows the audit trail. Needs the role admin, and no scope.
     """
 
     def EraseSubject(self, request, context):
@@ -87,20 +77,6 @@ class AdminServiceServicer:
 
     def Verify(self, request, context):
         """Reads the whole corpus, as long as that takes (give a long deadline to the call, and raise the server's), and says what of it is damaged.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def Reindex(self, request, context):
-        """Starts embedding the corpus with another bundle of the server's bundle directory, in the background.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def GetReindex(self, request, context):
-        """Says how far a re-embedding is.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -131,16 +107,6 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     request_deserializer=mmecg__pb_dot_v1_dot_admin__service__pb2.VerifyRequest.FromString,
                     response_serializer=mmecg__pb_dot_v1_dot_admin__service__pb2.VerifyResponse.SerializeToString,
             ),
-            'Reindex': grpc.unary_unary_rpc_method_handler(
-                    servicer.Reindex,
-                    request_deserializer=mmecg__pb_dot_v1_dot_admin__service__pb2.ReindexRequest.FromString,
-                    response_serializer=mmecg__pb_dot_v1_dot_admin__service__pb2.ReindexResponse.SerializeToString,
-            ),
-            'GetReindex': grpc.unary_unary_rpc_method_handler(
-                    servicer.GetReindex,
-                    request_deserializer=mmecg__pb_dot_v1_dot_admin__service__pb2.GetReindexRequest.FromString,
-                    response_serializer=mmecg__pb_dot_v1_dot_admin__service__pb2.GetReindexResponse.SerializeToString,
-            ),
             'ListAudit': grpc.unary_unary_rpc_method_handler(
                     servicer.ListAudit,
                     request_deserializer=mmecg__pb_dot_v1_dot_admin__service__pb2.ListAuditRequest.FromString,
@@ -155,7 +121,7 @@ def add_AdminServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AdminService:
-    """Erases, backs up, verifies, re-embeds and shows the audit trail. Needs the role admin, and no scope.
+    """Erases, backs up, verifies and shows the audit trail. Needs the role admin, and no scope.
     """
 
     @staticmethod
@@ -229,60 +195,6 @@ class AdminService:
             '/mmecg.v1.AdminService/Verify',
             mmecg__pb_dot_v1_dot_admin__service__pb2.VerifyRequest.SerializeToString,
             mmecg__pb_dot_v1_dot_admin__service__pb2.VerifyResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def Reindex(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/mmecg.v1.AdminService/Reindex',
-            mmecg__pb_dot_v1_dot_admin__service__pb2.ReindexRequest.SerializeToString,
-            mmecg__pb_dot_v1_dot_admin__service__pb2.ReindexResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def GetReindex(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/mmecg.v1.AdminService/GetReindex',
-            mmecg__pb_dot_v1_dot_admin__service__pb2.GetReindexRequest.SerializeToString,
-            mmecg__pb_dot_v1_dot_admin__service__pb2.GetReindexResponse.FromString,
             options,
             channel_credentials,
             insecure,

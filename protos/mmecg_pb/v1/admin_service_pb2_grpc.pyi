@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AdminServiceStub:
-    """Erases, backs up, verifies, re-embeds and shows the audit trail. Needs the role admin, and no scope."""
+    """Erases, backs up, verifies and shows the audit trail. Needs the role admin, and no scope."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -39,16 +39,12 @@ class AdminServiceStub:
     """Writes a consistent backup into the server's backup directory while everything goes on."""
     Verify: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.VerifyRequest, _admin_service_pb2.VerifyResponse]
     """Reads the whole corpus, as long as that takes (give a long deadline to the call, and raise the server's), and says what of it is damaged."""
-    Reindex: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ReindexRequest, _admin_service_pb2.ReindexResponse]
-    """Starts embedding the corpus with another bundle of the server's bundle directory, in the background."""
-    GetReindex: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GetReindexRequest, _admin_service_pb2.GetReindexResponse]
-    """Says how far a re-embedding is."""
     ListAudit: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListAuditRequest, _admin_service_pb2.ListAuditResponse]
     """Lists who did what, page by page, oldest first."""
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
-    """Erases, backs up, verifies, re-embeds and shows the audit trail. Needs the role admin, and no scope."""
+    """Erases, backs up, verifies and shows the audit trail. Needs the role admin, and no scope."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     EraseSubject: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.EraseSubjectRequest, _admin_service_pb2.EraseSubjectResponse]  # type: ignore[assignment]
@@ -57,15 +53,11 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Writes a consistent backup into the server's backup directory while everything goes on."""
     Verify: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.VerifyRequest, _admin_service_pb2.VerifyResponse]  # type: ignore[assignment]
     """Reads the whole corpus, as long as that takes (give a long deadline to the call, and raise the server's), and says what of it is damaged."""
-    Reindex: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ReindexRequest, _admin_service_pb2.ReindexResponse]  # type: ignore[assignment]
-    """Starts embedding the corpus with another bundle of the server's bundle directory, in the background."""
-    GetReindex: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GetReindexRequest, _admin_service_pb2.GetReindexResponse]  # type: ignore[assignment]
-    """Says how far a re-embedding is."""
     ListAudit: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListAuditRequest, _admin_service_pb2.ListAuditResponse]  # type: ignore[assignment]
     """Lists who did what, page by page, oldest first."""
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Erases, backs up, verifies, re-embeds and shows the audit trail. Needs the role admin, and no scope."""
+    """Erases, backs up, verifies and shows the audit trail. Needs the role admin, and no scope."""
 
     @_abc_1.abstractmethod
     def EraseSubject(
@@ -90,22 +82,6 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.VerifyResponse, _abc.Awaitable[_admin_service_pb2.VerifyResponse]]:
         """Reads the whole corpus, as long as that takes (give a long deadline to the call, and raise the server's), and says what of it is damaged."""
-
-    @_abc_1.abstractmethod
-    def Reindex(
-        self,
-        request: _admin_service_pb2.ReindexRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_admin_service_pb2.ReindexResponse, _abc.Awaitable[_admin_service_pb2.ReindexResponse]]:
-        """Starts embedding the corpus with another bundle of the server's bundle directory, in the background."""
-
-    @_abc_1.abstractmethod
-    def GetReindex(
-        self,
-        request: _admin_service_pb2.GetReindexRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_admin_service_pb2.GetReindexResponse, _abc.Awaitable[_admin_service_pb2.GetReindexResponse]]:
-        """Says how far a re-embedding is."""
 
     @_abc_1.abstractmethod
     def ListAudit(

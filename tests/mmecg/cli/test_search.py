@@ -4,12 +4,13 @@ import json
 import threading
 
 import pytest
-from mmecg_server.__main__ import open_bundle, open_retriever
+from mmecg_server.__main__ import open_bundle, open_corpus
 from mmecg_server.config import ServerConfig
 from mmecg_server.server import Server
 
 from mmecg.cli.inputs import filter_fields, parse_filter, parse_vitals
 from mmecg.ecg import LEADS
+from mmecg.retriever import Retriever
 from mmecg.search import Filter
 
 QUERIES = {
@@ -139,8 +140,9 @@ def test_patient_of_an_ecg_is_left_out_when_named(run, corpus, record):
 @pytest.fixture(scope="module")
 def address(corpus):
     config = ServerConfig(corpus=corpus, port=0)
-    with Server(config) as server, open_retriever(config, open_bundle(config).encoder) as retriever:
-        server.serve(retriever)
+    bundle = open_bundle(config)
+    with Server(config) as server, open_corpus(config, bundle.fingerprint) as corpus:
+        server.serve(Retriever(bundle.encoder, corpus))
         yield f"127.0.0.1:{server.port}"
         stopping = threading.Thread(target=server.stop)
         stopping.start()

@@ -1,0 +1,83 @@
+"""An operator's work on an open corpus: erase, back up, verify, and read the audit trail. What AdminService calls."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from pathlib import Path
+
+from mmecg.errors import ConfigError, QueryError
+from mmecg_index import audit
+from mmecg_index.audit import AuditRecord
+from mmecg_index.backup import Backup, back_up
+from mmecg_index.corpus import Corpus
+from mmecg_index.erasure import Erasure
+from mmecg_index.reading import reading
+from mmecg_index.verify import Verification, verify
+
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
+
+
+class CorpusAdministration:
+    """See the module. Safe to call from many threads.
+
+    Parameters
+    ----------
+    corpus : Corpus
+    backup_dir : Path, optional
+        Where backups are written; without one there are none.
+    """
+
+    def __init__(self, corpus: Corpus, *, backup_dir: Path | None = None) -> None:
+        self._corpus = corpus
+        self._backup_dir = backup_dir
+
+    def erase_subject(self, subject_id: str, *, check: bool = False) -> Erasure:
+        """Erase a subject; see :meth:`mmecg_index.erasure.Eraser.erase`."""
+        return self._corpus.erase_subject(subject_id, check=check)
+
+    def back_up(self, name: str) -> Backup:
+        """Write a backup of this name; see :func:`mmecg_index.backup.back_up`.
+
+        Raises
+        ------
+        ConfigError
+            There is no directory for backups.
+        QueryError
+            The name could be a path.
+        """
+        if self._backup_dir is None:
+            raise ConfigError("the server has no directory for backups; its operator can set admin.backup_dir")
+        if not _NAME.fullmatch(name):
+            raise QueryError(
+                "name is not usable, expected 1 to 64 letters, digits, dots, dashes and underscores, not a dot first",
+                field="name",
+            )
+        return back_up(self._corpus.path, self._backup_dir / name)
+
+    def verify(self) -> Verification:
+        """Read the whole corpus; see :func:`mmecg_index.verify.verify`."""
+        return verify(self._corpus.path)
+
+    def audit(
+        self,
+        *,
+        subject_id: str | None = None,
+        principal: str | None = None,
+        since: datetime | None = None,
+        after: int = 0,
+        limit: int = 100,
+    ) -> list[AuditRecord]:
+        """Return entries of the audit trail, oldest first; see :func:`mmecg_index.audit.select`."""
+        if self._corpus.writable:
+            self._corpus.audit.flush()
+        with reading(self._corpus.path) as view:
+            return audit.select(
+                view.connection,
+                view.secret,
+                subject_id=subject_id,
+                principal=principal,
+                since=since,
+                after=after,
+                limit=limit,
+            )
