@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
@@ -183,9 +182,9 @@ def _describe(study: Study) -> dict[str, Any]:
     """Return what a study says beside its ids and its signal."""
     return {
         "acquired_at": _render_time(study.acquired_at),
-        "report": asdict(study.report) if study.report else None,
+        "report": dict(vars(study.report)) if study.report else None,
         "notes": [[note.text, note.kind, _render_time(note.written_at)] for note in study.notes],
-        "vitals": {name: value for name, value in asdict(study.vitals).items() if value is not None},
+        "vitals": {name: value for name, value in vars(study.vitals).items() if value is not None},
         "labels": dict(study.labels),
         "site": study.site,
         "device": study.device,
