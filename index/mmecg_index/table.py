@@ -12,6 +12,8 @@ from mmecg.search import METADATA_SCHEMA
 from mmecg_index.codec import check_study, metadata_record
 from mmecg_index.database import Database
 
+_MAX_CHUNKS = 64
+
 
 class MetadataTable:
     """One row a study, read once from the database and changed with it. Safe to use from many threads.
@@ -42,12 +44,23 @@ class MetadataTable:
         """Return the table (:data:`mmecg.search.METADATA_SCHEMA`), ascending by row; the same until a change."""
         with self._lock:
             if self._pending:
-                changed = pl.Series(list(self._pending), dtype=pl.Int64)
-                records = [record for record in self._pending.values() if record is not None]
-                kept = self._table.filter(~pl.col("row").is_in(changed.implode()))
-                self._table = pl.concat([kept, _frame(records)]).sort("row")
+                self._table = _changed(self._table, self._pending)
                 self._pending = {}
             return self._table
+
+
+def _changed(table: pl.DataFrame, pending: Mapping[int, tuple[Any, ...] | None]) -> pl.DataFrame:
+    """Return a table with changes; what only adds to its end, as most do, copies nothing of it."""
+    last = table["row"][-1] if len(table) else -1
+    old = [row for row in pending if row <= last]
+    if old:
+        table = table.filter(~pl.col("row").is_in(pl.Series(old, dtype=pl.Int64).implode()))
+    records = [pending[row] for row in sorted(pending)]
+    added = _frame([record for record in records if record is not None])
+    table = pl.concat([table, added])
+    if any(pending[row] is not None for row in old):
+        table = table.sort("row")
+    return table.rechunk() if table.n_chunks() > _MAX_CHUNKS else table
 
 
 def _frame(records: list[tuple[Any, ...]]) -> pl.DataFrame:
