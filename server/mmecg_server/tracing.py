@@ -39,7 +39,9 @@ class CallSpan:
         return f"{self._span.get_span_context().trace_id:032x}"
 
     def add_stage(self, name: Stage, started: float, ended: float) -> None:
-        """Add a stage that ended, given as :func:`time.monotonic`."""
+        """Add a stage that ended, given as :func:`time.monotonic`; nothing if the call is not sampled."""
+        if not self._span.is_recording():
+            return
         from opentelemetry.trace import set_span_in_context
 
         # Spans carry the time of day, stages are measured by a clock that nobody sets.
