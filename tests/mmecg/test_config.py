@@ -79,3 +79,12 @@ def test_effective_configuration_is_plain():
     assert plain["corpus"] == "c"
     assert plain["limits"]["max_batch"] == 64
     assert plain["tls"] == {"certificate": None, "key": None, "client_ca": None}
+
+
+def test_storage_is_checked():
+    config = parse_config(ServerConfig, {"storage": {"synchronous": "normal", "reserve_bytes": 0}})
+    assert (config.storage.synchronous, config.storage.reserve_bytes) == ("normal", 0)
+    with pytest.raises(ConfigError, match=r"storage.reserve_bytes is -1, expected 0 or more"):
+        parse_config(ServerConfig, {"storage": {"reserve_bytes": -1}})
+    with pytest.raises(ConfigError, match=r"storage.synchronous"):
+        parse_config(ServerConfig, {"storage": {"synchronous": "off"}})

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from mmecg_server.config import AdminConfig, LimitsConfig, ServerConfig, TlsConfig
+from mmecg_server.config import AdminConfig, LimitsConfig, ServerConfig, StorageConfig, TlsConfig
 from mmecg_server.service import SERVICES
 
 ROOT = Path(__file__).parents[2]
@@ -41,5 +41,6 @@ def test_every_rpc_and_key_is_in_the_readme():
     readme = (ROOT / "server/README.md").read_text()
     methods = [name for path in PROTOS for name in re.findall(r"rpc (\w+)\(", path.read_text())]
     assert len(methods) == 24
-    keys = [field.name for kind in (ServerConfig, AdminConfig, LimitsConfig, TlsConfig) for field in dataclasses.fields(kind)]
+    kinds = (ServerConfig, AdminConfig, LimitsConfig, StorageConfig, TlsConfig)
+    keys = [field.name for kind in kinds for field in dataclasses.fields(kind)]
     assert [name for name in (*methods, *keys) if f"`{name}`" not in readme] == []
