@@ -322,6 +322,7 @@ def test_many_threads_against_a_plain_dict(corpus: Corpus, study: Callable, embe
                     changed = study(number, site=f"site {step % 2}", ecg=None)
                     (sequence,) = corpus.store([changed], [embedding(number)])
                     assert corpus.sequence >= sequence
+                    assert on_disk(corpus)[name] == sequence
                     model[name] = changed, sequence
                     found = corpus.search(embedding(number)["text"][None], 1, target="text")
                     assert corpus.study_ids(found.rows[0]) == [name]
@@ -360,3 +361,49 @@ def test_writes_to_a_closed_corpus_say_so(corpus: Corpus, study: Callable, embed
     ):
         with pytest.raises(MmecgError, match="closed; open it again"):
             call()
+
+
+_WRITE_UNTIL_KILLED = """
+import sys, threading
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from conftest import FINGERPRINT, make_embedding, make_study
+from mmecg_index.corpus import Corpus
+
+corpus = Corpus.open(Path(sys.argv[1]), FINGERPRINT, reserve_bytes=0)
+lock = threading.Lock()
+def write(thread):
+    for number in range(1000 * thread, 1000 * thread + 999):
+        study = make_study(number, ecg=None, report=None)
+        corpus.upsert([study], [make_embedding(number)])
+        if number % 3 == 2:
+            corpus.delete(study.study_id)
+        with lock:
+            print(number, flush=True)
+for thread in range(1, 9):
+    threading.Thread(target=write, args=(thread,), daemon=True).start()
+threading.Event().wait()
+"""
+
+
+@pytest.mark.parametrize("acknowledged", [3, 90])
+def test_a_kill_amid_many_threads_loses_nothing_acknowledged(
+    filled: Path, acknowledged: int, study: Callable, embedding: Callable
+) -> None:
+    command = [sys.executable, "-c", _WRITE_UNTIL_KILLED, str(filled), str(Path(__file__).parent)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        told = [int(process.stdout.readline()) for _ in range(acknowledged)]
+        process.kill()
+        told += [int(line) for line in process.stdout.read().splitlines()]
+    with Corpus.open(filled, FINGERPRINT) as corpus:
+        stored = set(corpus.list_studies(page_size=1000)[0])
+        for number in told:
+            assert (study(number).study_id in stored) == (number % 3 != 2), number
+        kept = [number for number in told if number % 3 != 2]
+        rows = corpus.rows([study(number).study_id for number in kept])
+        found = corpus.search(np.stack([embedding(number)["ecg"] for number in kept]), 1)
+        np.testing.assert_allclose(found.scores[:, 0], 1, atol=1e-5)
+        assert found.rows[:, 0].tolist() == rows.tolist()
+        assert corpus.stats().embeddings == dict.fromkeys(MODALITIES, len(stored))
