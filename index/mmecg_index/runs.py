@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import json
-import mmap
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,17 @@ class Runs:
     """All runs of :data:`RUN` bytes of some values, to be found in a buffer at any place."""
 
     def __init__(self, values: Sequence[bytes]) -> None:
-        windows = [_windows(value) for value in values if len(value) >= RUN]
-        found = np.concatenate(windows) if windows else np.empty((0, 2), np.uint64)
+        by_length: dict[int, list[bytes]] = {}
+        for value in values:
+            by_length.setdefault(len(value), []).append(value)
+        stacks = [_stacked(equal) for length, equal in by_length.items() if length >= RUN]
+        found = np.concatenate([_windows(stack, RUN) for stack in stacks] or [np.empty((0, RUN), np.uint8)])
+        ordered = np.sort(found, axis=1)
+        telling = (np.diff(ordered, axis=1) != 0).sum(axis=1) + 1 >= _MIN_DISTINCT
+        found = found[telling]
         # A run holds a word of 8 bytes at an offset that 8 divides: those are looked up first, one in eight bytes.
-        self._words = np.unique(np.concatenate([_words_within(value) for value in values] or [found[:, 0]]))
-        self._hashes = np.unique(_mixed(found))
+        self._words = np.unique(_windows(found, 8).view(np.uint64))
+        self._hashes = np.unique(_mixed(found.view(np.uint64)))
         self._table = np.zeros(1 << _TABLE_BITS, np.bool_)
         self._table[_slots(self._words)] = True
 
@@ -66,15 +72,18 @@ def search_files(directory: Path, ids: Sequence[str], contents: Iterable[bytes])
     """Return the runs and ids that files below a directory hold: [run in hexadecimal or id, file, offset] each."""
     runs = Runs(list(contents))
     forms = [(each, form) for each in ids if len(each.encode()) >= MIN_ID_BYTES for form in _forms(each)]
+    overlap = max([RUN, *(len(form) for _, form in forms)])
     found: dict[str, list[Any]] = {"runs": [], "ids": []}
-    for file in sorted(path for path in directory.rglob("*") if path.is_file() and path.stat().st_size):
-        name = file.relative_to(directory).as_posix()
-        with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            found["ids"] += [[each, name, at] for each, form in forms if (at := data.find(form)) >= 0]
-            for start in range(0, len(data), _CHUNK):
-                begin = max(start - RUN, 0)
-                chunk = np.frombuffer(data[begin : start + _CHUNK + RUN], np.uint8)
-                found["runs"] += [[run.hex(), name, begin + at] for run, at in runs.find(chunk)]
+    for file in sorted(path for path in directory.rglob("*") if path.is_file()):
+        # Read, not mapped: a server may cut or delete a file meanwhile, and what is gone is gone.
+        name, at, before = file.relative_to(directory).as_posix(), 0, b""
+        with suppress(FileNotFoundError), file.open("rb") as stream:
+            while block := stream.read(_CHUNK):
+                data, start = before + block, at - len(before)
+                found["ids"] += [[each, name, start + where] for each, form in forms if (where := data.find(form)) >= 0]
+                buffer = np.frombuffer(data, np.uint8)
+                found["runs"] += [[run.hex(), name, start + where] for run, where in runs.find(buffer)]
+                at, before = at + len(block), data[-overlap:]
     return found
 
 
@@ -83,19 +92,15 @@ def _forms(text: str) -> set[bytes]:
     return {text.encode(), json.dumps(text)[1:-1].encode()}
 
 
-def _windows(value: bytes) -> NDArray[np.uint64]:
-    """Return the runs of a value that say something, as two words each."""
-    runs = np.lib.stride_tricks.sliding_window_view(np.frombuffer(value, np.uint8), RUN)
-    ordered = np.sort(runs, axis=1)
-    telling = (np.diff(ordered, axis=1) != 0).sum(axis=1) + 1 >= _MIN_DISTINCT
-    return np.ascontiguousarray(runs[telling]).view(np.uint64)
+def _stacked(values: Sequence[bytes]) -> NDArray[np.uint8]:
+    """Return values of one length: uint8, shape (values, length)."""
+    return np.frombuffer(b"".join(values), np.uint8).reshape(len(values), -1)
 
 
-def _words_within(value: bytes) -> NDArray[np.uint64]:
-    if len(value) < RUN:
-        return np.empty(0, np.uint64)
-    words = np.lib.stride_tricks.sliding_window_view(np.frombuffer(value, np.uint8), 8)
-    return np.unique(np.ascontiguousarray(words).view(np.uint64).reshape(-1))
+def _windows(values: NDArray[np.uint8], length: int) -> NDArray[np.uint8]:
+    """Return all runs of a length in each of some values: uint8, shape (runs, length)."""
+    runs = np.lib.stride_tricks.sliding_window_view(values, length, axis=1)
+    return np.ascontiguousarray(runs).reshape(-1, length)
 
 
 def _mixed(windows: NDArray[np.uint64]) -> NDArray[np.uint64]:
