@@ -133,6 +133,7 @@ def parse_query(message: query_pb2.Query) -> Query:
     )
 
 
+@stage("decode")
 def parse_each(parse: Callable[[Item], Parsed], items: Iterable[Item], name: str) -> list[Parsed]:
     """Parse the items of a batch; an error names the place of the item, for example ``ecgs[3].leads``.
 
