@@ -7,7 +7,10 @@ can never be mistaken for the secret of an HMAC.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import threading
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,6 +30,7 @@ EVERYTHING = "*"
 """Value of the claim of sites or subjects that restricts nothing; a token without the claim is refused."""
 
 MIN_RSA_BITS = 2048
+_REMEMBERED = 1024
 
 Keys = Mapping[str | None, Any]
 """Public key by ``kid``; None for the one key of a PEM file."""
@@ -52,20 +56,43 @@ class JwtVerifier:
             raise ConfigError("auth.jwt has neither key nor jwks; name the file with the public key")
         parse = _parse_pem if config.key is not None else _parse_jwks
         self.keys: Watched[Keys] = Watched("auth.jwt keys", [path], lambda content: parse(content, config.algorithm))
+        self._lock = threading.Lock()
+        self._checked: OrderedDict[bytes, Principal] = OrderedDict()
+        self._checked_with: Keys | None = None
 
     def verify(self, token: str) -> Principal:
         """Return who a token is for.
+
+        A signature takes up to half a millisecond to check, and a token comes with every call: what was found is
+        remembered under the token's SHA-256, until it expires or the keys change.
 
         Raises
         ------
         UnauthenticatedError
             It is not a token of this issuer for this audience, not signed by its key, expired, or not valid yet.
         """
+        keys, digest = self.keys.current(), hashlib.sha256(token.encode()).digest()
+        with self._lock:
+            if self._checked_with is not keys:
+                self._checked_with = keys
+                self._checked.clear()
+            principal = self._checked.get(digest)
+        if principal is None:
+            principal = self._check(token, keys)
+            with self._lock:
+                if self._checked_with is keys:
+                    self._checked[digest] = principal
+                while len(self._checked) > _REMEMBERED:
+                    self._checked.popitem(last=False)
+        principal.check()
+        return principal
+
+    def _check(self, token: str, keys: Keys) -> Principal:
         config = self._config
         try:
             claims = jwt.decode(
                 token,
-                self._key(token),
+                _key_of(token, keys),
                 algorithms=[config.algorithm],
                 audience=config.audience,
                 issuer=config.issuer,
@@ -81,16 +108,6 @@ class JwtVerifier:
             # Which of its parts is wrong helps nobody but a forger.
             raise _refused() from None
         return self._principal(claims, expires_at)
-
-    def _key(self, token: str) -> Any:
-        keys, kid = self.keys.current(), jwt.get_unverified_header(token).get("kid")
-        if None in keys:
-            return keys[None]
-        if kid is None and len(keys) == 1:
-            return next(iter(keys.values()))
-        if not isinstance(kid, str) or kid not in keys:
-            raise _refused()
-        return keys[kid]
 
     def _principal(self, claims: Mapping[str, Any], expires_at: float) -> Principal:
         config = self._config
@@ -108,6 +125,18 @@ class JwtVerifier:
             ),
             expires_at=expires_at,
         )
+
+
+def _key_of(token: str, keys: Keys) -> Any:
+    """Return the key that a token names, or the only one."""
+    kid = jwt.get_unverified_header(token).get("kid")
+    if None in keys:
+        return keys[None]
+    if kid is None and len(keys) == 1:
+        return next(iter(keys.values()))
+    if not isinstance(kid, str) or kid not in keys:
+        raise _refused()
+    return keys[kid]
 
 
 def _restriction(claims: Mapping[str, Any], name: str) -> frozenset[str] | None:
