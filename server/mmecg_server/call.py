@@ -101,9 +101,10 @@ class stage(ContextDecorator):  # noqa: N801  (used as a statement and as a deco
 _STAGE_OF: dict[str, Stage] = {
     "search": "search",
     **dict.fromkeys(
-        ("get", "rows", "embeddings", "list_studies", "earlier", "metadata", "stats", "count", "unchanged"), "store"
+        ("get", "tagged", "rows", "study_ids", "embeddings", "list_studies", "earlier", "metadata", "stats", "count"),
+        "store",
     ),
-    **dict.fromkeys(("upsert", "update", "delete"), "store"),
+    **dict.fromkeys(("unchanged", "store", "upsert", "delete"), "store"),
 }
 
 

@@ -163,11 +163,16 @@ def _answer_chunk(
 
 
 def _patiently(answer: Callable[[Sequence[Parsed]], Sequence[Answer]], parsed: Sequence[Parsed]) -> Sequence[Answer]:
-    """Answer; while the encoder's queue is full, wait, which holds the sender through flow control."""
+    """Answer; while the encoder's queue is full, wait, which holds the sender through flow control.
+
+    A full disk does not become free by waiting for a moment: the sender is told.
+    """
     while True:
         try:
             return answer(parsed)
-        except OverloadedError:
+        except OverloadedError as error:
+            if error.limit == "disk":
+                raise
             current_call().check()
             time.sleep(RETRY_PAUSE_S)
 

@@ -6,20 +6,24 @@ import dataclasses
 import grpc
 import numpy as np
 import pytest
+from mmecg_index.corpus import Corpus
 from mmecg_pb.v1 import corpus_service_pb2 as pb
 from mmecg_pb.v1 import corpus_service_pb2_grpc
+from mmecg_server.server import Server
 
-from mmecg.client import AsyncClient, EmbeddedStudy
+from mmecg.client import AsyncClient, ChannelOptions, Client, EmbeddedStudy, RetryPolicy
 from mmecg.client.corpus_requests import update_request, upsert_request
 from mmecg.errors import (
     ConflictError,
     FingerprintMismatchError,
     InvalidInputError,
     NotReadyError,
+    OverloadedError,
     QueryError,
     StudyNotFoundError,
 )
 from mmecg.report import Report
+from mmecg.retriever import Retriever
 from mmecg.search import Filter
 from mmecg.study import Study
 
@@ -155,3 +159,16 @@ def test_the_asynchronous_client_does_the_same(filled, address, make_study):
             assert await client.count_studies(Filter(devices=frozenset({"new"}))) == 1
 
     asyncio.run(run())
+
+
+def test_a_full_disk_is_told_to_a_stream_at_once(config, encoder, tmp_path, make_study):
+    with (
+        Corpus.create(tmp_path / "full", FINGERPRINT, reserve_bytes=2**62) as corpus,
+        Server(config) as server,
+        Client(f"127.0.0.1:{server.port}", ChannelOptions(retry=RetryPolicy(attempts=1))) as client,
+    ):
+        server.serve(Retriever(encoder, corpus))
+        errors = [outcome.error for outcome in client.upsert([make_study(1), make_study(2)])]
+        assert [type(error) for error in errors] == [OverloadedError] * 2
+        assert all("disk" in str(error) for error in errors)
+        assert client.count_studies() == 0
