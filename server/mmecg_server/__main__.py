@@ -79,7 +79,7 @@ def run(config: ServerConfig, stop: threading.Event, reloads: list[Callable[[], 
     """
     log("starting", version=mmecg.__version__, config=effective_config(config))
     with Server(config) as server:
-        log("listening", host=config.host, port=server.port)
+        log("listening", host=config.host, port=server.port, metrics_port=server.metrics_port)
         reloads.append(server.reload)
         bundle = open_bundle(config)
         with open_corpus(config, bundle.fingerprint) as corpus:
