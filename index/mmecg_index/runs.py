@@ -30,9 +30,9 @@ _MIX = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F))
 
 
 class Runs:
-    """All runs of :data:`RUN` bytes of some values, to be found in a buffer at any place."""
+    """All runs of :data:`RUN` bytes of some values, but for those ``without``, to be found in a buffer at any place."""
 
-    def __init__(self, values: Sequence[bytes]) -> None:
+    def __init__(self, values: Sequence[bytes], *, without: Iterable[bytes] = ()) -> None:
         by_length: dict[int, list[bytes]] = {}
         for value in values:
             by_length.setdefault(len(value), []).append(value)
@@ -41,6 +41,8 @@ class Runs:
         ordered = np.sort(found, axis=1)
         telling = (np.diff(ordered, axis=1) != 0).sum(axis=1) + 1 >= _MIN_DISTINCT
         found = found[telling]
+        known = np.unique(_mixed(_stacked(list(without)).reshape(-1, RUN).view(np.uint64)))
+        found = found[~_contains(known, _mixed(found.view(np.uint64)))]
         # A run holds a word of 8 bytes at an offset that 8 divides: those are looked up first, one in eight bytes.
         self._words = np.unique(_windows(found, 8).view(np.uint64))
         self._hashes = np.unique(_mixed(found.view(np.uint64)))
@@ -68,9 +70,11 @@ class Runs:
                     yield windows[hit].tobytes(), int(starts[hit])
 
 
-def search_files(directory: Path, ids: Sequence[str], contents: Iterable[bytes]) -> dict[str, list[Any]]:
+def search_files(
+    directory: Path, ids: Sequence[str], contents: Iterable[bytes], *, without: Iterable[bytes] = ()
+) -> dict[str, list[Any]]:
     """Return the runs and ids that files below a directory hold: [run in hexadecimal or id, file, offset] each."""
-    runs = Runs(list(contents))
+    runs = Runs(list(contents), without=without)
     forms = [(each, form) for each in ids if len(each.encode()) >= MIN_ID_BYTES for form in _forms(each)]
     overlap = max([RUN, *(len(form) for _, form in forms)])
     found: dict[str, list[Any]] = {"runs": [], "ids": []}
@@ -94,7 +98,8 @@ def _forms(text: str) -> set[bytes]:
 
 def _stacked(values: Sequence[bytes]) -> NDArray[np.uint8]:
     """Return values of one length: uint8, shape (values, length)."""
-    return np.frombuffer(b"".join(values), np.uint8).reshape(len(values), -1)
+    length = len(values[0]) if values else 0
+    return np.frombuffer(b"".join(values), np.uint8).reshape(len(values), length)
 
 
 def _windows(values: NDArray[np.uint8], length: int) -> NDArray[np.uint8]:
@@ -124,7 +129,8 @@ def _contains(ordered: NDArray[np.uint64], values: NDArray[np.uint64]) -> NDArra
 
 def _main() -> None:
     message = json.loads(sys.stdin.buffer.read())
-    print(json.dumps(search_files(Path(sys.argv[1]), message["ids"], map(bytes.fromhex, message["contents"]))))
+    contents, without = (map(bytes.fromhex, message[name]) for name in ("contents", "without"))
+    print(json.dumps(search_files(Path(sys.argv[1]), message["ids"], contents, without=without)))
 
 
 if __name__ == "__main__":

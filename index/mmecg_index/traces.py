@@ -21,9 +21,13 @@ from typing import Any
 
 import numpy as np
 
+from mmecg.administration import Trace as Trace
 from mmecg.errors import MmecgError
 from mmecg_index.database import select_in
 from mmecg_index.runs import RUN, Runs
+
+_SAMPLE = 500
+"""Studies whose documents say what is common."""
 
 
 @dataclass(frozen=True)
@@ -40,24 +44,6 @@ class Wanted:
 
     ids: tuple[str, ...]
     contents: tuple[bytes, ...] = ()
-
-
-@dataclass(frozen=True)
-class Trace:
-    """Something that was found.
-
-    Attributes
-    ----------
-    file : str
-        Path below the directory of the corpus.
-    offset : int
-        Where in the file.
-    kind : {"id", "content"}
-    """
-
-    file: str
-    offset: int
-    kind: str
 
 
 def wanted_of(connection: sqlite3.Connection, subject_ids: Sequence[str]) -> Wanted:
@@ -86,7 +72,14 @@ def find_traces(directory: Path, connection: sqlite3.Connection, wanted: Wanted)
         To that corpus; says what studies that are there contain.
     wanted : Wanted
     """
-    message = {"ids": wanted.ids, "contents": [value.hex() for value in wanted.contents]}
+    # What every document holds (the names of its fields) would be met at every step.
+    sample = f"SELECT document FROM studies LIMIT {_SAMPLE}"  # noqa: S608
+    common = _shared(Runs(wanted.contents), connection, sample)
+    message = {
+        "ids": wanted.ids,
+        "contents": [value.hex() for value in wanted.contents],
+        "without": [run.hex() for run in common],
+    }
     command = [sys.executable, "-m", "mmecg_index.runs", str(directory)]
     done = subprocess.run(command, input=json.dumps(message).encode(), capture_output=True, check=False)  # noqa: S603
     if done.returncode:
@@ -115,21 +108,25 @@ def _runs_of_others(connection: sqlite3.Connection, runs: set[bytes]) -> set[byt
     """Return those of the runs that what is in the corpus now contains."""
     if not runs:
         return set()
-    wanted, others = Runs(sorted(runs)), set()
+    wanted = Runs(sorted(runs))
     tables = (
         "SELECT document, signal FROM studies",
         "SELECT vector FROM embeddings",
         "SELECT time || principal || method || outcome || request_id FROM audit",
         "SELECT sql FROM sqlite_master",
     )
-    for query in tables:
-        cursor = connection.execute(query)
-        while batch := cursor.fetchmany(1000):
-            values = [value.encode() if isinstance(value, str) else value for row in batch for value in row if value]
-            # Separated by what no run holds: equal bytes.
-            joined = np.frombuffer(bytes(RUN).join(values), np.uint8)
-            others |= {run for run, _ in wanted.find(joined)} & runs
-    return others
+    return set[bytes]().union(*(_shared(wanted, connection, query) for query in tables)) & runs
+
+
+def _shared(runs: Runs, connection: sqlite3.Connection, query: str) -> set[bytes]:
+    """Return those of the runs that the values of a query hold."""
+    found: set[bytes] = set()
+    cursor = connection.execute(query)
+    while batch := cursor.fetchmany(1000):
+        values = [value.encode() if isinstance(value, str) else value for row in batch for value in row if value]
+        # Separated by what is in no run: equal bytes.
+        found.update(run for run, _ in runs.find(np.frombuffer(bytes(RUN).join(values), np.uint8)))
+    return found
 
 
 def _id_of_others(connection: sqlite3.Connection, wanted_id: str) -> bool:
