@@ -1,6 +1,9 @@
 """A real server on port 0 around the real corpus; the encoder is small and deterministic, so that tests are fast."""
 
+import contextlib
 import logging
+import re
+import sqlite3
 import zlib
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
@@ -14,6 +17,7 @@ from mmecg_pb.v1 import corpus_service_pb2_grpc, embedding_service_pb2_grpc, sea
 from mmecg_server.config import LimitsConfig, ServerConfig
 from mmecg_server.interceptors import JsonFormatter
 from mmecg_server.server import Server
+from prometheus_client import generate_latest
 
 from mmecg.client import ChannelOptions, Client, RetryPolicy
 from mmecg.ecg import LEADS, Ecg, fit_length
@@ -154,9 +158,42 @@ def filled(client: Client) -> Client:
     return client
 
 
+PRIVATE = re.compile(r"(study|subject)-\d|chest pain|, case \d")
+"""Canaries: what every study of :func:`build_study` has in its ids, notes and report, and no output may show."""
+
+
+@pytest.fixture(autouse=True)
+def nothing_private_leaks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """After every test of this folder: no canary in a log line, in the metrics of a server, or in an audit trail."""
+    outputs: list[str] = []
+    stop, close = Server.stop, Corpus.close
+
+    def scrape_and_stop(server: Server) -> None:
+        outputs.append(generate_latest(server.metrics.registry).decode())
+        stop(server)
+
+    def close_and_read(corpus: Corpus) -> None:
+        close(corpus)
+        with contextlib.closing(sqlite3.connect(corpus.path / "corpus.sqlite")) as connection:
+            for table in ("audit", "audit_touched", "requests", "erasures"):
+                outputs.extend(map(repr, connection.execute(f"SELECT * FROM {table}")))
+
+    monkeypatch.setattr(Server, "stop", scrape_and_stop)
+    monkeypatch.setattr(Corpus, "close", close_and_read)
+    with keeping_log_lines() as lines:
+        yield
+    assert [text for text in (*lines, *outputs) if PRIVATE.search(text)] == []
+
+
 @pytest.fixture
 def log_lines() -> Iterator[list[str]]:
     """Every line that the process logs, of any library, as the server formats it."""
+    with keeping_log_lines() as lines:
+        yield lines
+
+
+@contextlib.contextmanager
+def keeping_log_lines() -> Iterator[list[str]]:
     lines: list[str] = []
 
     class Keep(logging.Handler):
@@ -169,9 +206,11 @@ def log_lines() -> Iterator[list[str]]:
     level = own.level
     root.addHandler(handler)
     own.setLevel(logging.INFO)
-    yield lines
-    own.setLevel(level)
-    root.removeHandler(handler)
+    try:
+        yield lines
+    finally:
+        own.setLevel(level)
+        root.removeHandler(handler)
 
 
 @pytest.fixture(scope="module")
