@@ -21,8 +21,8 @@ _COLUMNS = ("entry", "time", "principal", "method", "outcome", "request_id", "it
 _EXAMPLES = """\
 examples:
   mmecg audit corpus/ --subject 4711
-  mmecg audit corpus/ --principal ward-3 --since 2026-03-01 --json > trail.jsonl
-  mmecg audit corpus/ --csv > trail.csv
+  mmecg audit corpus/ --principal ward-3 --since 2026-03-01 --json    JSON Lines
+  mmecg audit corpus/ --csv
 """
 
 

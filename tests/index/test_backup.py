@@ -215,6 +215,7 @@ def test_flips_in_the_database_are_found_or_in_no_answer(filled: Path, tmp_path:
         ("UPDATE embeddings SET modality = 'sound' WHERE row = 3 AND modality = 'ecg'", "embedding"),
         ("DELETE FROM embeddings WHERE row = 3", "holds vectors that the store has not"),
         ("DELETE FROM studies WHERE row = 3", "refers to one that is not there"),
+        ("UPDATE studies SET content_hash = zeroblob(16) WHERE row = 3", "content hash"),
         ("UPDATE corpus SET sequence = 0", "sequence number"),
         ("DROP INDEX studies_by_subject", "schema"),
         ("DROP TRIGGER audit_is_not_deleted", "schema"),
