@@ -14,6 +14,7 @@ MAX_AGE_S = 7 * 24 * 3600.0
 MAX_REQUESTS = 1_000_000
 _TRIM_EVERY = 1000
 _MAX_ID_CHARS = 128
+_BLANK = b""
 
 
 class Answered:
@@ -45,6 +46,9 @@ class Answered:
     def find(self, connection: sqlite3.Connection) -> int | None:
         """Return the sequence number that the request was answered with; None if it was not.
 
+        An erasure blanks what was asked for in every write that stored the subject, also for others in the same write;
+        then the request id alone counts.
+
         Raises
         ------
         AlreadyExistsError
@@ -54,7 +58,7 @@ class Answered:
         stored = connection.execute(query, self._key).fetchone()
         if stored is None:
             return None
-        if stored[0] != self._asked:
+        if stored[0] not in (self._asked, _BLANK):
             raise AlreadyExistsError(
                 "request_id was used for another request, expected a new one for each; send it with a new request_id"
             )

@@ -170,6 +170,19 @@ def test_a_delete_that_is_sent_again_is_answered(corpus: Corpus) -> None:
         corpus.delete(name)
 
 
+def test_an_erasure_leaves_the_requests_of_others_answered(corpus: Corpus) -> None:
+    """The digests of a whole write are blanked; who was in that write with the erased subject is answered as before."""
+    studies, embeddings = [make_study(101), make_study(201)], [make_embedding(101), make_embedding(201)]
+    requests = [WriteRequest(request_id=each) for each in ("of the erased", "of another")]
+    assert corpus.store(studies, embeddings, requests=requests) == [2, 2]
+    corpus.erase_subject(studies[0].subject_id)
+    after = corpus.sequence
+    assert corpus.store(studies, embeddings, requests=requests) == [2, 2]
+    assert corpus.sequence == after  # and nobody came back
+    with pytest.raises(StudyNotFoundError):
+        corpus.get([studies[0].study_id])
+
+
 def test_requests_are_bounded(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(requests, "MAX_REQUESTS", 5)
     monkeypatch.setattr(requests, "_TRIM_EVERY", 1)
