@@ -30,6 +30,9 @@ _TUNING_QUERIES = 256
 _ADD_BATCH = 20_000
 _HNSW_EFFORTS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 _EF_CONSTRUCTION = 80
+_CANDIDATES = (2, 4, 8, 16, 32)
+_ENOUGH = 0.002
+"""Recall by which an index may fall short of its best with more candidates, before it is given more."""
 
 Found = tuple[NDArray[np.float32], NDArray[np.int64]]
 """Scores and positions, each of shape (queries, k), best first; ``-inf`` and -1 where there are fewer."""
@@ -55,6 +58,8 @@ class Ann:
         ``efSearch`` (HNSW) or ``nprobe`` (IVF) that reached the target recall at build time, or the largest tried.
     recall : float
         Recall@10 that was measured with it, see :meth:`tuned`.
+    candidates : int
+        Of a lossy index: for each hit that is asked for, so many are fetched, and ranked anew by their vectors.
     """
 
     factory: str
@@ -62,6 +67,7 @@ class Ann:
     matrix: NDArray[np.float32]
     effort: int
     recall: float
+    candidates: int = 2
 
     @property
     def lossy(self) -> bool:
@@ -79,7 +85,7 @@ class Ann:
     def _ranked(self, queries: NDArray[np.float32], k: int, effort: int) -> Found:
         if not self.lossy:
             return self._call(queries, k, effort)
-        _, positions = self._call(queries, min(2 * k + 10, len(self.matrix)), effort)
+        _, positions = self._call(queries, min(self.candidates * k + 10, len(self.matrix)), effort)
         scores = np.einsum("qd,qkd->qk", queries, self.matrix[positions])
         scores[positions < 0] = -np.inf
         best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
@@ -95,7 +101,7 @@ class Ann:
         return found
 
     def tuned(self, target_recall: float) -> Ann:
-        """Return the same index with the smallest effort that reaches a recall@10 for queries like its vectors.
+        """Return the same index with the least effort and candidates that reach a recall@10 for queries like its vectors.
 
         A stored vector as query would flatter the index: it finds itself, and its links are its neighbours. So each
         sampled vector is moved in a random direction as far as its tenth neighbour lies.
@@ -108,14 +114,23 @@ class Ann:
         queries = normalise(sample + radius * normalise(random.standard_normal(sample.shape)))
         exact, _ = faiss.knn(queries, self.matrix, k, metric=faiss.METRIC_INNER_PRODUCT)
         ladder = [2**i for i in range(self.index.nlist.bit_length())] if is_ivf(self.index) else _HNSW_EFFORTS
-        effort, recall = self.effort, 0.0
-        for effort in ladder:
-            scores, _ = self._ranked(queries, k, effort)
+
+        def measured(ann: Ann, effort: int) -> Ann:
+            scores, _ = ann._ranked(queries, k, effort)
             # Ties may stand in any order: a hit counts if it scores no worse than the last of the exact answer.
-            recall = float((scores >= exact[:, -1:] - 1e-5).mean())
-            if recall >= target_recall:
+            return replace(ann, effort=effort, recall=float((scores >= exact[:, -1:] - 1e-5).mean()))
+
+        tried = self
+        if self.lossy:  # What no effort finds, because codes are coarse, more candidates do.
+            for candidates in _CANDIDATES:
+                tried = measured(replace(self, candidates=candidates), ladder[-1])
+                if tried.recall >= min(target_recall + _ENOUGH, 1.0):
+                    break
+        for effort in ladder:
+            tried = measured(tried, effort)
+            if tried.recall >= target_recall:
                 break
-        return replace(self, effort=effort, recall=recall)
+        return tried
 
 
 def choose_factory(count: int) -> str:

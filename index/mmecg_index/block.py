@@ -6,7 +6,7 @@ to one while it is searched, and the vectors are not held twice.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import faiss
@@ -39,12 +39,15 @@ class Block:
         False where the vector was removed or replaced.
     ann : Ann, optional
         Approximate index over the positions.
+    mapped : bool
+        True if the vectors lie in a file that is mapped, not in memory.
     """
 
     rows: NDArray[np.int64]
     matrix: NDArray[np.float32]
     alive: NDArray[np.bool_]
     ann: Ann | None = None
+    mapped: bool = False
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -92,7 +95,7 @@ class Block:
             return self
         alive = self.alive.copy()
         alive[positions] = False
-        return Block(self.rows, self.matrix, alive, self.ann)
+        return replace(self, alive=alive)
 
     def search(
         self, queries: NDArray[np.float32], k: int, positions: NDArray[np.int64] | None = None

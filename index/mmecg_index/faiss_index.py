@@ -7,9 +7,12 @@ the state it found. :meth:`FaissIndex.compact` folds the tail into a new segment
 
 from __future__ import annotations
 
+import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +24,8 @@ from mmecg_index.block import Block
 
 _MIN_TAIL = 50_000
 _MAX_DEAD_TAIL = 512
+_SLICE = 10_000
+"""Vectors copied at a time: 10 MB."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,8 @@ class FaissIndex:
         FAISS factory string (``"Flat"``, ``"HNSW32"``, ``"IVF4096,SQ8"``, …) instead of the choice by size.
     target_recall : float
         Recall@10 that a build tunes the search effort for.
+    spill : Path, optional
+        Directory where a compaction puts the vectors, in a file that is mapped and has no name, instead of in memory.
 
     Attributes
     ----------
@@ -64,7 +71,13 @@ class FaissIndex:
     """
 
     def __init__(
-        self, dim: int, fingerprint: str, *, factory: str | None = None, target_recall: float = TARGET_RECALL
+        self,
+        dim: int,
+        fingerprint: str,
+        *,
+        factory: str | None = None,
+        target_recall: float = TARGET_RECALL,
+        spill: Path | None = None,
     ) -> None:
         if factory not in (None, "Flat"):
             new_index(dim, factory)
@@ -72,6 +85,7 @@ class FaissIndex:
         self.fingerprint = fingerprint
         self.factory = factory
         self.target_recall = target_recall
+        self.spill = spill
         self._write_lock = threading.Lock()
         self._compact_lock = threading.Lock()
         self._compacting = False
@@ -93,6 +107,13 @@ class FaissIndex:
         with self._write_lock:
             self._buffers = (state.tail.rows, state.tail.matrix)
             self._state = state
+
+    def exchange(self, segment: Block, mapped: Block) -> None:
+        """Put the same segment, mapped from the disk, in place of one in memory; unless that was replaced meanwhile."""
+        with self._write_lock:
+            now = self._state
+            if now.segment.ann is segment.ann:
+                self._state = State(replace(mapped, alive=now.segment.alive), now.tail)
 
     def upsert(self, rows: NDArray[np.int64], embeddings: NDArray[np.float32]) -> None:
         """Add vectors, replacing those whose row is there; of a repeated row the last counts."""
@@ -152,6 +173,8 @@ class FaissIndex:
         factory = self.factory or choose_factory(len(self._state))
         if factory == "Flat" and segment.ann is None:
             return False
+        if segment.ann is None:
+            return len(self._state) > _MIN_TAIL
         return tail.count > max(_MIN_TAIL, len(segment) // 4) or len(segment) - segment.count > len(segment) // 4
 
     def compact(self, *, cancel: threading.Event | None = None, or_exact: bool = False) -> None:
@@ -189,10 +212,10 @@ class FaissIndex:
             self._tidy_tail(whole=True)
 
     def _build(self, old: State, cancel: threading.Event | None, *, or_exact: bool) -> Block:
-        living = [block.living for block in old.blocks]
-        rows = np.concatenate([found for found, _ in living])
+        rows = np.concatenate([block.living[0] for block in old.blocks])
         order = np.argsort(rows, kind="stable")
-        matrix = np.concatenate([block.matrix[at] for block, (_, at) in zip(old.blocks, living, strict=True)])[order]
+        matrix = self._room(len(rows))
+        gather(old.blocks, order, matrix)
         factory = self.factory or choose_factory(len(rows))
         ann = None
         if factory != "Flat" and len(rows):
@@ -203,6 +226,13 @@ class FaissIndex:
                 if not or_exact:
                     raise
         return Block(rows[order], matrix, np.ones(len(rows), np.bool_), ann)
+
+    def _room(self, count: int) -> NDArray[np.float32]:
+        if self.spill is None or not count:
+            return np.empty((count, self.dim), np.float32)
+        self.spill.mkdir(mode=0o700, exist_ok=True)
+        with tempfile.TemporaryFile(dir=self.spill) as file:
+            return np.asarray(np.memmap(file, np.float32, "w+", shape=(count, self.dim)))
 
     def _swap(self, old: State, built: Block) -> None:
         """Put a built block in place, with what was written since ``old``."""
@@ -247,6 +277,25 @@ class FaissIndex:
         rows, positions = tail.living
         self._buffers = (rows.copy(), tail.matrix[positions])
         self._state = State(self._state.segment, Block(*self._buffers, np.ones(len(rows), np.bool_)))
+
+
+def gather(blocks: Sequence[Block], order: NDArray[np.int64], out: NDArray[np.float32]) -> None:
+    """Copy the living vectors of some blocks, one after the other, in an order of those.
+
+    Parameters
+    ----------
+    blocks : sequence of Block
+    order : int64, shape (n,)
+    out : float32, shape (n, dim)
+        Written to, a slice at a time, so that other threads run in between.
+    """
+    for start in range(0, len(order), _SLICE):
+        part, first = order[start : start + _SLICE], 0
+        for block in blocks:
+            positions = block.living[1]
+            mine = (part >= first) & (part < first + len(positions))
+            out[start : start + _SLICE][mine] = block.matrix[positions[part[mine] - first]]
+            first += len(positions)
 
 
 def search_state(

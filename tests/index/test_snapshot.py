@@ -7,14 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mmecg_index.faiss_index import FaissIndex
-from mmecg_index.snapshot import MANIFEST, load_index, save_index
+from mmecg_index.manifest import MANIFEST
+from mmecg_index.snapshot import load_index, save_index
 
 from mmecg.embedding import normalise
 from mmecg.errors import AlreadyExistsError, FingerprintMismatchError, IndexFormatError
 
 DIM = 8
 FINGERPRINT = "a" * 64
-FACTORIES = [None, "HNSW8", "IVF4,Flat", "IVF4,SQ8"]
+FACTORIES = [None, "HNSW8", "IVF4,Flat", "IVF4,SQ8", "HNSW8_SQ8"]
 
 
 def make(factory: str | None) -> FaissIndex:
