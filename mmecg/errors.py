@@ -20,6 +20,7 @@
     ├── PermissionDeniedError             the caller may not do this: its role, or the scope it is limited to
     ├── ConfigError                       the operator's configuration
     ├── NotReadyError                     loading or draining: try again
+    │   └── ModelChangedError             another bundle took the place of the one that the call began with
     └── OverloadedError                   the queue is full: try again later
 
 A message says what, got, expected and the next step, for example
@@ -127,6 +128,15 @@ class NotReadyError(MmecgError):
 
     retry_after_s: float | None = None
     """Pause in seconds that the server asks for, if it names one."""
+
+
+class ModelChangedError(NotReadyError):
+    """A corpus was switched to another bundle while a call ran; sent again, it is answered by the new one."""
+
+    retry_after_s: float | None = 0.02
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message or "the corpus was switched to another bundle meanwhile; send the call again")
 
 
 class OverloadedError(MmecgError):

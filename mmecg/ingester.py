@@ -17,6 +17,7 @@ from mmecg.search import CorpusStore, WriteRequest
 from mmecg.study import Study
 
 INGEST_BATCH = 64
+_ALL_NOTES = "all notes"
 _UPDATE_ATTEMPTS = 8
 """Of an update without an etag that meets other writers."""
 
@@ -158,18 +159,28 @@ class Ingester:
         self, studies: Sequence[Study], *, include_later_notes: bool = False
     ) -> list[Mapping[str, Vector]]:
         """Return the embedding of each modality that each study has; see :meth:`ingest`."""
-        parts: list[dict[str, Vector]] = [{} for _ in studies]
-        texts = [study_text(study, include_later_notes=include_later_notes) or None for study in studies]
-        vitals = [None if study.vitals.is_empty() else study.vitals for study in studies]
-        encode_into("ecg", self.encoder.encode_ecg, [study.ecg for study in studies], parts)
-        encode_into("text", self.encoder.encode_text, texts, parts)
-        try:
-            encode_into("vitals", self.encoder.encode_vitals, vitals, parts)
-        except VitalsError:  # some hold nothing that the model knows: those have no embedding
-            for one, part in zip(vitals, parts, strict=True):
-                with contextlib.suppress(VitalsError):
-                    encode_into("vitals", self.encoder.encode_vitals, [one], [part])
-        return list(parts)
+        return embed_studies(self.encoder, studies, [include_later_notes] * len(studies))
+
+
+def embed_studies(
+    encoder: Encoder, studies: Sequence[Study], include_later_notes: Sequence[bool]
+) -> list[Mapping[str, Vector]]:
+    """Return the embedding of each modality that each study has; see :meth:`Ingester.ingest`."""
+    parts: list[dict[str, Vector]] = [{} for _ in studies]
+    texts = [
+        study_text(study, include_later_notes=later) or None
+        for study, later in zip(studies, include_later_notes, strict=True)
+    ]
+    vitals = [None if study.vitals.is_empty() else study.vitals for study in studies]
+    encode_into("ecg", encoder.encode_ecg, [study.ecg for study in studies], parts)
+    encode_into("text", encoder.encode_text, texts, parts)
+    try:
+        encode_into("vitals", encoder.encode_vitals, vitals, parts)
+    except VitalsError:  # some hold nothing that the model knows: those have no embedding
+        for one, part in zip(vitals, parts, strict=True):
+            with contextlib.suppress(VitalsError):
+                encode_into("vitals", encoder.encode_vitals, [one], [part])
+    return list(parts)
 
 
 def study_text(study: Study, *, include_later_notes: bool = False) -> str:
@@ -182,9 +193,14 @@ def study_text(study: Study, *, include_later_notes: bool = False) -> str:
     return "\n".join(text for text in texts if any(char.isalnum() for char in text))
 
 
+def includes_later_notes(recipe: str | None) -> bool:
+    """Return whether embeddings that were made in this way cover notes that may be later than the ECG."""
+    return recipe is not None and recipe.startswith(_ALL_NOTES)
+
+
 def _recipe(given: Mapping[str, Vector], *, include_later_notes: bool) -> str:
     """Return how the embeddings of a study are made, as the corpus remembers it."""
-    recipe = "all notes" if include_later_notes else "earlier notes"
+    recipe = _ALL_NOTES if include_later_notes else "earlier notes"
     for name, vector in sorted(given.items()):
         digest = hashlib.blake2b(np.asarray(vector, "<f4").tobytes(), digest_size=8)
         recipe += f", {name} given {digest.hexdigest()}"

@@ -18,9 +18,10 @@ BASE = {"errors"}
 VALUES = BASE | {"ecg", "vitals", "report", "config"}
 DOMAIN = VALUES | {"study", "embedding", "quality", "neighbours"}
 MODELS = DOMAIN | {"lettering", "search", "datasets", "modeling", "labels", "encoders", "prompts"}
-LIBRARY = MODELS | {"assets", "bundle", "ingester", "retriever", "prediction", "plotting"}
+LIBRARY = MODELS | {"administration", "assets", "bundle", "ingester", "retriever", "prediction", "plotting"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
+    "administration": set(),
     "assets": set(),
     **dict.fromkeys(("ecg", "vitals", "report", "config"), VALUES),
     **dict.fromkeys(("study", "embedding", "quality", "neighbours"), DOMAIN),

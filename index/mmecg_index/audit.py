@@ -22,6 +22,8 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Literal
 
+from mmecg.administration import AuditRecord as AuditRecord
+from mmecg.administration import AuditTouched as AuditTouched
 from mmecg.errors import ConfigError, MmecgError
 from mmecg_index.writer import Operation, Writer, Written
 
@@ -60,46 +62,6 @@ class AuditEntry:
     request_id: str = ""
     touched: tuple[tuple[str, str], ...] = ()
     items: int = 0
-
-
-@dataclass(frozen=True)
-class AuditRecord:
-    """An entry of the trail as it is stored.
-
-    Attributes
-    ----------
-    entry : int
-        Its number, from 1, without gaps.
-    time, principal, method, outcome, request_id, items
-        See :class:`AuditEntry`; the time is in UTC.
-    touched : tuple of AuditTouched
-    """
-
-    entry: int
-    time: datetime
-    principal: str
-    method: str
-    outcome: str
-    request_id: str
-    items: int
-    touched: tuple[AuditTouched, ...] = ()
-
-
-@dataclass(frozen=True)
-class AuditTouched:
-    """A study that a call touched; the ids are empty for what is no longer in the corpus.
-
-    Attributes
-    ----------
-    subject_digest, study_digest : str
-        Keyed hashes, hexadecimal.
-    subject_id, study_id : str
-    """
-
-    subject_digest: str
-    study_digest: str
-    subject_id: str = ""
-    study_id: str = ""
 
 
 @dataclass(frozen=True)

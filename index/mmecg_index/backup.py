@@ -9,16 +9,16 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
+from mmecg.administration import Backup as Backup
 from mmecg.errors import ArtifactError, IndexFormatError
 from mmecg_index.corpus import Corpus
 from mmecg_index.durable import new_directory, sync
+from mmecg_index.manifest import read_manifest
 from mmecg_index.reading import FILE, View, reading
-from mmecg_index.snapshot import read_manifest
 from mmecg_index.verify import (
     BACKUP_FORMAT,
     BACKUP_MANIFEST,
@@ -31,27 +31,6 @@ from mmecg_index.verify import (
 
 _STEP_PAGES = 2048
 """8 MiB at a time, so that other threads of this process run in between."""
-
-
-@dataclass(frozen=True)
-class Backup:
-    """What a backup holds.
-
-    Attributes
-    ----------
-    sequence : int
-        Complete up to this sequence number.
-    studies : int
-    size_bytes : int
-        Of all its files.
-    erased : int
-        Studies that were erased anew when it was restored.
-    """
-
-    sequence: int
-    studies: int
-    size_bytes: int
-    erased: int = 0
 
 
 def back_up(corpus: Path, target: Path, *, with_indexes: bool = True) -> Backup:

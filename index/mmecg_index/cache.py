@@ -33,18 +33,32 @@ class IndexCache:
     database : Database
     factory : str, optional
         FAISS factory string instead of the choice by size.
+    fingerprint : str, optional
+        A space that is being filled beside the corpus's own (:mod:`mmecg_index.reembed`): the index is empty until
+        :meth:`catch_up`, and must not be saved until the space is the corpus's.
     """
 
-    def __init__(self, directory: Path, modality: str, database: Database, *, factory: str | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        modality: str,
+        database: Database,
+        *,
+        factory: str | None = None,
+        fingerprint: str | None = None,
+    ) -> None:
         self._directory = directory
         self._modality = modality
         self._database = database
         self._cancel = threading.Event()
-        for unfinished in directory.glob(f".{modality}-*"):  # a process ended while it saved
-            shutil.rmtree(unfinished, ignore_errors=True)
         self._builder: threading.Thread | None = None
-        with database.reading() as connection:
-            self.index, self._saved = self._load(connection, factory)
+        if fingerprint is None:
+            for unfinished in directory.glob(f".{modality}-*"):  # a process ended while it saved
+                shutil.rmtree(unfinished, ignore_errors=True)
+            with database.reading() as connection:
+                self.index, self._saved = self._load(connection, factory)
+        else:
+            self.index, self._saved = FaissIndex(database.dim, fingerprint, factory=factory), -1
         self._saved_ann = self.index.state.segment.ann
         self._build_if_it_pays()
 
@@ -74,11 +88,15 @@ class IndexCache:
         ConfigError
             There are too few vectors for the inverted lists that were asked for.
         """
-        if self._builder is not None:
-            self._builder.join()
+        self.settle()
         asked_for = self.index.factory not in (None, "Flat") and self.index.state.segment.ann is None
         if self.index.needs_compaction or (asked_for and len(self.index)):
-            self.index.compact()
+            self.index.compact(cancel=self._cancel)
+
+    def settle(self) -> None:
+        """Wait for a compaction under way."""
+        if self._builder is not None:
+            self._builder.join()
 
     def purge(self) -> None:
         """Build anew what holds a vector that was removed; :meth:`save_purged` does the same to the disk.
@@ -123,11 +141,14 @@ class IndexCache:
             if older != target:
                 shutil.rmtree(older, ignore_errors=True)
 
-    def close(self) -> None:
-        """Stop a compaction under way."""
+    def cancel(self) -> None:
+        """Tell a compaction under way to end."""
         self._cancel.set()
-        if self._builder is not None:
-            self._builder.join()
+
+    def close(self) -> None:
+        """End a compaction under way."""
+        self.cancel()
+        self.settle()
 
     def _name(self, sequence: int) -> str:
         return f"{self._modality}-{sequence:015d}"
@@ -160,15 +181,20 @@ class IndexCache:
                 _LOG.warning("snapshot refused, falling back: %s", error)
                 continue
             if saved <= sequence and index.factory == factory and index.dim == self._database.dim:
-                self._catch_up(connection, index, saved)
+                self._apply(connection, index, saved)
                 if len(index) == self._count(connection):
                     return index, saved
             _LOG.warning("snapshot %s does not fit the database, falling back", path.name)
         index = FaissIndex(self._database.dim, self._database.fingerprint, factory=factory)
-        self._catch_up(connection, index, -1)
+        self._apply(connection, index, -1)
         return index, -1
 
-    def _catch_up(self, connection: sqlite3.Connection, index: FaissIndex, saved: int) -> None:
+    def catch_up(self, connection: sqlite3.Connection, after: int) -> None:
+        """Apply everything that was committed after a sequence number; what was applied already does no harm."""
+        self._apply(connection, self.index, after)
+        self._build_if_it_pays()
+
+    def _apply(self, connection: sqlite3.Connection, index: FaissIndex, saved: int) -> None:
         """Apply everything that was committed after a sequence number."""
         if saved >= 0:
             gone = connection.execute(
@@ -180,7 +206,7 @@ class IndexCache:
         cursor = connection.execute(
             "SELECT row, modality, fingerprint, vector, embeddings.crc FROM studies JOIN embeddings USING (row) "
             "WHERE sequence > ? AND modality = ? AND fingerprint = ? ORDER BY row",
-            (saved, self._modality, self._database.fingerprint),
+            (saved, self._modality, index.fingerprint),
         )
         while batch := cursor.fetchmany(_READ_BATCH):
             vectors = np.stack([decode_vector(*stored) for stored in batch])

@@ -27,6 +27,7 @@ from mmecg_index.erasure import Eraser, Erasure
 from mmecg_index.gauges import CorpusGauges, probe_recall, read_gauges
 from mmecg_index.passing import PassingRows
 from mmecg_index.scope import ScopedCorpus, Views
+from mmecg_index.space import SpaceView
 from mmecg_index.table import MetadataTable
 from mmecg_index.writer import RESERVE_BYTES, Stored, Writer, Written
 from mmecg_index.writes import StudyWrites
@@ -72,6 +73,8 @@ class Corpus(StudyWrites):
         self.path = path
         self._closed = False
         self._caches: dict[str, IndexCache] = {}
+        self._filling: dict[str, IndexCache] = {}
+        """The indexes of a space that is being filled beside the one that is searched, see reembed.py."""
         with ExitStack() as stack:
             stack.callback(DirectoryLock(path).release)
             self._database = Database(path / _FILE, synchronous=synchronous)
@@ -82,13 +85,13 @@ class Corpus(StudyWrites):
             factory = factory or self._database.factory
             for modality in MODALITIES:
                 self._caches[modality] = cache = IndexCache(path / "index", modality, self._database, factory=factory)
-                stack.callback(cache.close)
+                stack.callback(cache.close)  # harmless when it was replaced since
             if factory is not None:
                 self._database.remember_factory(factory)
             self._views = Views(self)
             stack.callback(self._views.close)
             self.audit = AuditTrail(self._writer, self._database.secret)
-            self.eraser = Eraser(path, self._database, self._writer, self._caches)
+            self.eraser = Eraser(path, self._database, self._writer, lambda: self._caches.values())
             try:
                 self.eraser.finish()
             except MmecgError as error:
@@ -204,6 +207,10 @@ class Corpus(StudyWrites):
         """Return a view for which nothing outside a scope is there."""
         return self._views.of(scope)
 
+    def in_space(self, fingerprint: str) -> SpaceView:
+        """Return a view for those who work with the bundle of this fingerprint; see :class:`SpaceView`."""
+        return SpaceView(self, fingerprint)
+
     def erase_subject(self, subject_id: str, *, check: bool = False, principal: str = "") -> Erasure:
         """Erase a subject from the answers and from every file; see :meth:`mmecg_index.erasure.Eraser.erase`."""
         erased = self.eraser.erase([subject_id], check=check, principal=principal)
@@ -227,7 +234,7 @@ class Corpus(StudyWrites):
                 return
             self._closed = True
             with self._resources:
-                for cache in self._caches.values():
+                for cache in (*self._caches.values(), *self._filling.values()):
                     cache.close()
                 if not self.writable:  # the indexes may lack what is stored
                     return
@@ -261,4 +268,6 @@ class Corpus(StudyWrites):
             cache.index.remove(np.array(sorted(rows.keys() - there.keys()), np.int64))
             if there:
                 cache.upsert(np.array(list(there), np.int64), np.stack(list(there.values())))
+        for cache in self._filling.values():  # embedded anew before the switch
+            cache.index.remove(np.array(sorted(rows), np.int64))
         self._table.change({row: None for row, stored in rows.items() if stored is None})

@@ -19,11 +19,12 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from mmecg.administration import Erasure as Erasure
 from mmecg.errors import IndexFormatError, NotReadyError, QueryError
 from mmecg.study import check_id
 from mmecg_index.audit import audited, digest
@@ -40,25 +41,6 @@ _EMPTY_LOG_S = 30.0
 _TRY_MS = 200
 
 
-@dataclass(frozen=True)
-class Erasure:
-    """What an erasure did.
-
-    Attributes
-    ----------
-    studies : int
-        How many were there.
-    sequence : int
-        Sequence number of the commit.
-    traces : tuple of Trace, optional
-        What the files still hold; None if that was not asked for.
-    """
-
-    studies: int
-    sequence: int
-    traces: tuple[Trace, ...] | None = None
-
-
 class Eraser:
     """Erases subjects from an open corpus.
 
@@ -67,10 +49,13 @@ class Eraser:
     directory : Path
     database : Database
     writer : Writer
-    caches : mapping of str to IndexCache
+    caches : callable
+        Returns the indexes that are searched.
     """
 
-    def __init__(self, directory: Path, database: Database, writer: Writer, caches: Mapping[str, IndexCache]) -> None:
+    def __init__(
+        self, directory: Path, database: Database, writer: Writer, caches: Callable[[], Collection[IndexCache]]
+    ) -> None:
         self._directory = directory
         self._database = database
         self._writer = writer
@@ -150,10 +135,10 @@ class Eraser:
             scrubbed = connection.execute("SELECT 1 FROM settings WHERE name = 'scrubbed'").fetchone() is not None
         if not open_ones:
             return
-        for cache in self._caches.values():
+        for cache in self._caches():
             cache.purge()
         with self._writer.exclusive():
-            for cache in self._caches.values():
+            for cache in self._caches():
                 cache.save_purged()
             if not scrubbed:
                 self._database.writer.execute("VACUUM")

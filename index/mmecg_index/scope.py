@@ -21,9 +21,10 @@ import polars as pl
 from numpy.typing import NDArray
 
 from mmecg.embedding import MODALITIES
-from mmecg.search import CorpusStats, CorpusStore, Filter, IndexResult, Scope, Target
+from mmecg.search import CorpusStats, Filter, IndexResult, Scope, Target
 from mmecg_index.database import Database
 from mmecg_index.passing import PassingRows
+from mmecg_index.space import SpaceView
 from mmecg_index.writes import StudyWrites
 
 if TYPE_CHECKING:
@@ -140,9 +141,13 @@ class ScopedCorpus(StudyWrites):
             sequence=self.sequence,
         )
 
-    def within(self, scope: Scope) -> CorpusStore:
+    def within(self, scope: Scope) -> ScopedCorpus:
         """Return the view of what is inside both scopes."""
         return self._corpus.within(self.scope.and_within(scope))
+
+    def in_space(self, fingerprint: str) -> SpaceView:
+        """Return a view for those who work with the bundle of this fingerprint; see :class:`SpaceView`."""
+        return SpaceView(self, fingerprint)
 
     def close(self) -> None:
         """Close the connections of the view; the corpus stays open."""

@@ -14,12 +14,12 @@ import logging
 import sqlite3
 import zlib
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mmecg.administration import Verification as Verification
 from mmecg.embedding import MODALITIES
 from mmecg.errors import ArtifactError, IndexFormatError, MmecgError
 from mmecg_index import audit, schema
@@ -32,36 +32,6 @@ BACKUP_MANIFEST = "BACKUP.json"
 BACKUP_FORMAT, BACKUP_VERSION = "mmecg-backup", 1
 _LOG = logging.getLogger(__name__)
 _BATCH = 10_000
-
-
-@dataclass(frozen=True)
-class Verification:
-    """What was read, and what of it is damaged.
-
-    Attributes
-    ----------
-    studies, embeddings, snapshots, audit_entries : int
-        How many were read.
-    sequence : int
-        Sequence number of the store; -1 if it cannot be read.
-    audit_seal : str
-        Newest seal of the audit trail, to be kept elsewhere.
-    findings : tuple of str
-        Empty if everything is as it was written.
-    """
-
-    studies: int = 0
-    embeddings: int = 0
-    snapshots: int = 0
-    audit_entries: int = 0
-    sequence: int = -1
-    audit_seal: str = ""
-    findings: tuple[str, ...] = ()
-
-    @property
-    def ok(self) -> bool:
-        """True if nothing is damaged."""
-        return not self.findings
 
 
 def verify(directory: Path) -> Verification:

@@ -153,6 +153,27 @@ class Writer:
         with self._committing:
             yield
 
+    def write_exclusively(self, operation: Callable[[sqlite3.Connection], object]) -> None:
+        """Run an operation in a transaction of its own, inside :meth:`exclusive`; what is searched is the caller's.
+
+        Raises
+        ------
+        NotReadyError, OverloadedError
+            See :meth:`write`.
+        """
+        connection = self._database.writer
+        with self._committing:
+            self.check(grows=False)
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+                operation(connection)
+                connection.execute("COMMIT")
+            except BaseException as error:
+                with suppress(sqlite3.Error):
+                    if connection.in_transaction:
+                        connection.execute("ROLLBACK")
+                raise self._failed(error) from error
+
     def checkpoint(self, mode: str = "PASSIVE") -> None:
         """Move the log into the database file; while nobody reads, ``TRUNCATE`` leaves nothing in the log.
 

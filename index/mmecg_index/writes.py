@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from mmecg.embedding import MODALITIES
-from mmecg.errors import ConflictError, PermissionDeniedError, QueryError
+from mmecg.errors import ConflictError, ModelChangedError, PermissionDeniedError, QueryError
 from mmecg.search import Embeddings, WriteRequest, check_vectors
 from mmecg.study import Scope, Study
 from mmecg_index.calls import entered
@@ -81,10 +81,12 @@ class StudyWrites(StudyQueries):
         recipes: Sequence[str | None] | None = None,
         etags: Sequence[str | None] | None = None,
         requests: Sequence[WriteRequest | None] | None = None,
+        fingerprint: str | None = None,
     ) -> list[int]:
         """Store studies durably, all or none, replacing those whose id is there; return the sequence number of each.
 
-        Of a repeated id the last counts. See :meth:`mmecg.search.CorpusStore.store`.
+        Of a repeated id the last counts. See :meth:`mmecg.search.CorpusStore.store`; ``fingerprint`` is that of the
+        bundle that made the embeddings, default the corpus's of this moment.
 
         Raises
         ------
@@ -92,11 +94,14 @@ class StudyWrites(StudyQueries):
             An embedding is not of this corpus's kind, a list is not of one entry a study, or a request id is too long.
         AlreadyExistsError, ConflictError, PermissionDeniedError
             See :meth:`mmecg.search.CorpusStore.store`.
+        ModelChangedError
+            The corpus holds embeddings of another bundle.
         NotReadyError, OverloadedError
             See :meth:`mmecg_index.writer.Writer.write`.
         """
+        fingerprint = fingerprint or self.fingerprint
         items = [
-            _Item(self, *each)
+            _Item(self, fingerprint, *each)
             for each in zip(
                 studies,
                 _one_each(embeddings, studies, "embeddings"),
@@ -116,6 +121,8 @@ class StudyWrites(StudyQueries):
         numbers: list[int] = []
 
         def operation(connection: sqlite3.Connection) -> Written:
+            if fingerprint != self.fingerprint:  # it changes between two transactions only
+                raise ModelChangedError
             numbers.clear()
             return _store(connection, items, self.scope, numbers)
 
@@ -152,6 +159,7 @@ class _Item:
     def __init__(
         self,
         corpus: StudyWrites,
+        fingerprint: str,
         study: Study,
         embeddings: Embeddings | None,
         recipe: str | None,
@@ -160,7 +168,7 @@ class _Item:
     ) -> None:
         self.study = study
         self.etag = etag
-        self._fingerprint = corpus.fingerprint
+        self._fingerprint = fingerprint
         self._secret = corpus._database.secret
         self._embeddings = embeddings
         self._recipe = recipe
