@@ -91,7 +91,9 @@ class Corpus(StudyWrites):
             self._views = Views(self)
             stack.callback(self._views.close)
             self.audit = AuditTrail(self._writer, self._database.secret)
-            self.eraser = Eraser(path, self._database, self._writer, lambda: self._caches.values())
+            self.eraser = Eraser(
+                path, self._database, self._writer, lambda: self._caches.values(), lambda: self._filling.values()
+            )
             try:
                 self.eraser.finish()
             except MmecgError as error:

@@ -17,6 +17,7 @@ the process that was given back but not yet used again.
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -25,12 +26,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from mmecg.administration import Erasure as Erasure
+from mmecg.embedding import MODALITIES
 from mmecg.errors import IndexFormatError, NotReadyError, QueryError
 from mmecg.study import check_id
 from mmecg_index.audit import audited, digest
 from mmecg_index.cache import IndexCache
 from mmecg_index.database import Database, select_in
 from mmecg_index.reading import reading
+from mmecg_index.table import MetadataTable
 from mmecg_index.traces import Trace, find_traces, wanted_of
 from mmecg_index.writer import Writer, Written
 from mmecg_index.writes import remove_rows
@@ -49,17 +52,23 @@ class Eraser:
     directory : Path
     database : Database
     writer : Writer
-    caches : callable
-        Returns the indexes that are searched.
+    caches, filling : callable
+        Return the indexes that are searched, and those that are being filled to be searched instead.
     """
 
     def __init__(
-        self, directory: Path, database: Database, writer: Writer, caches: Callable[[], Collection[IndexCache]]
+        self,
+        directory: Path,
+        database: Database,
+        writer: Writer,
+        caches: Callable[[], Collection[IndexCache | MetadataTable]],
+        filling: Callable[[], Collection[IndexCache]] = tuple,
     ) -> None:
         self._directory = directory
         self._database = database
         self._writer = writer
         self._caches = caches
+        self._filling = filling
 
     def erase(self, subject_ids: Sequence[str], *, check: bool = False, principal: str = "") -> Erasure:
         """Erase subjects; one that has no study is remembered as erased too.
@@ -135,11 +144,12 @@ class Eraser:
             scrubbed = connection.execute("SELECT 1 FROM settings WHERE name = 'scrubbed'").fetchone() is not None
         if not open_ones:
             return
-        for cache in self._caches():
+        for cache in (*self._caches(), *self._filling()):
             cache.purge()
         with self._writer.exclusive():
             for cache in self._caches():
                 cache.save_purged()
+            self._sweep()
             if not scrubbed:
                 self._database.writer.execute("VACUUM")
                 self._database.writer.execute("INSERT OR REPLACE INTO settings VALUES ('scrubbed', '1')")
@@ -164,6 +174,12 @@ class Eraser:
 
         method = "corpus.erase_subject"
         return self._writer.write(audited(operation, self._database.secret, principal, method), grows=False)
+
+    def _sweep(self) -> None:
+        """Delete what else lies beside the indexes: it is made anew from the store."""
+        for path in (self._directory / "index").glob("*"):
+            if path.name.partition("-")[0] not in MODALITIES:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def _empty_log(self) -> None:
         """Copy the write-ahead log into the database and cut it; writes go on between the attempts."""

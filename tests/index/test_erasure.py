@@ -271,6 +271,13 @@ def test_what_a_crash_left_of_a_snapshot_goes(filled: Path, template: Path) -> N
         assert not list((filled / "index").glob(".*"))
 
 
+def test_whatever_else_lies_beside_the_indexes_goes(filled: Path, template: Path) -> None:
+    (filled / "index" / "other-000000000000001").mkdir()
+    (filled / "index" / "other-000000000000001" / "table").write_text(f"the text of {SUBJECT}")
+    with Corpus(filled) as corpus:
+        assert corpus.erase_subject(SUBJECT, check=True).traces == ()
+
+
 def test_a_corpus_of_version_1_is_vacuumed_once(tmp_path: Path, filled: Path) -> None:
     """Its file may hold what was deleted before SQLite was told to overwrite."""
     connection = sqlite3.connect(filled / FILE, isolation_level=None)
