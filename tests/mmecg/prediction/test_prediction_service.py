@@ -17,8 +17,9 @@ from mmecg_index.corpus import Corpus
 from mmecg_pb.v1 import prediction_service_pb2 as pb
 from mmecg_pb.v1 import prediction_service_pb2_grpc
 from mmecg_server.__main__ import open_predictor, warm_up
-from mmecg_server.config import LimitsConfig, ServerConfig
+from mmecg_server.config import AuthConfig, LimitsConfig, ServerConfig
 from mmecg_server.prediction_service import MAX_EXPLANATIONS
+from mmecg_server.principals import new_token
 from mmecg_server.server import Server
 from mmecg_server.service import PREDICTION, SERVICES
 
@@ -302,3 +303,32 @@ def test_a_study_without_an_ecg_cannot_be_explained(client):
     with pytest.raises(InvalidInputError, match="study has no ECG"):
         client.explain(study_id="note-1", label="AFIB")
     assert "no_ecg" in client.predict(study_id="note-1").flags
+
+
+def test_history_and_votes_end_at_the_callers_scope(predictor, retriever, tmp_path):
+    """As from a corpus that holds only what the caller may see; over the wire, and without a trace of the rest."""
+    allowed = frozenset(["kim", *(f"other{number}" for number in range(10, 33))]) - {"other12"}
+    with Corpus.create(tmp_path / "part", retriever.corpus.fingerprint) as corpus:
+        ids = [name for name in retriever.corpus.list_studies(page_size=1000)[0] if name.rpartition("-")[0] in allowed]
+        rows = retriever.corpus.rows(ids)
+        corpus.upsert(retriever.corpus.get(ids), retriever.corpus.embeddings(rows))
+        expected = predictor.over(corpus).predict(make_ecg(77), subject_id="kim", as_of=NOW)
+    token, entry = new_token("ward", ["predictor"], subjects=sorted(allowed))
+    other, more = new_token("elsewhere", ["predictor"], subjects=["nobody"])
+    (tmp_path / "p.toml").write_text(entry + more)
+    config = ServerConfig(port=0, drain_s=5, auth=AuthConfig(principals=tmp_path / "p.toml"))
+    with Server(config) as server:
+        server.serve(retriever, None, predictor)
+        with Client(f"127.0.0.1:{server.port}", dataclasses.replace(ONCE, token=token)) as client:
+            found = client.predict(make_ecg(77), subject_id="kim", as_of=NOW)
+        with Client(f"127.0.0.1:{server.port}", dataclasses.replace(ONCE, token=other)) as client:
+            blind = client.predict(make_ecg(77), subject_id="kim", as_of=NOW)
+            with pytest.raises(StudyNotFoundError):
+                client.predict(study_id="kim-0")
+    assert [one.study_id for one in found.neighbours] == [one.study_id for one in expected.neighbours]
+    assert "other12-12" not in {one.study_id for one in found.neighbours}
+    assert (found.history_found, found.flags) == (expected.history_found, expected.flags)
+    assert [one.probability for one in found.labels] == pytest.approx([one.probability for one in expected.labels])
+    assert {"unknown_subject", "no_cohort"} <= set(blind.flags)
+    assert not blind.priors
+    assert not blind.neighbours
