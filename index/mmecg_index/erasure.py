@@ -3,12 +3,12 @@
 1. One transaction deletes the studies with their embeddings and signals, blanks the digests of the requests that wrote
    them, and records the erasure (keyed hash of the subject, not done). From its commit on no answer holds the subject.
 2. What the files still hold goes: the indexes are built anew without the vectors that were removed (an approximate
-   segment keeps them under a mark otherwise) and saved, older snapshots are deleted, and the write-ahead log is copied
-   into the database and cut to nothing. SQLite overwrites with zeros whatever is deleted (``secure_delete``); a file
-   that comes from version 1, which did not, is vacuumed once.
+   segment keeps them under a mark otherwise) and saved, older snapshots are deleted, the database is written anew
+   (``VACUUM``), and the write-ahead log is copied into it and cut to nothing. SQLite overwrites what is deleted
+   (``secure_delete``), but not the copies that it leaves in the unused part of a page when it moves a row.
 3. The erasure is marked done. One that was interrupted is finished when the corpus is opened.
 
-Searches go on all the while; writes wait while the snapshots are saved. An erasure is remembered, so that a backup
+Searches go on all the while; writes wait while the snapshots are saved and the database is written. An erasure is remembered, so that a backup
 that was made before it can be brought to the same state (:meth:`Eraser.apply`).
 
 Not covered: other copies (backups, exports), what a file system or a disk keeps of overwritten blocks, and memory of
@@ -141,7 +141,6 @@ class Eraser:
         """Take out of the files what erasures took out of the store; nothing to do if none is open."""
         with self._database.reading() as connection:
             open_ones = [subject for (subject,) in connection.execute("SELECT subject FROM erasures WHERE done = 0")]
-            scrubbed = connection.execute("SELECT 1 FROM settings WHERE name = 'scrubbed'").fetchone() is not None
         if not open_ones:
             return
         for cache in (*self._caches(), *self._filling()):
@@ -150,9 +149,7 @@ class Eraser:
             for cache in self._caches():
                 cache.save_purged()
             self._sweep()
-            if not scrubbed:
-                self._database.writer.execute("VACUUM")
-                self._database.writer.execute("INSERT OR REPLACE INTO settings VALUES ('scrubbed', '1')")
+            self._writer.vacuum()
         self._empty_log()
         self._writer.write(lambda connection: _mark_done(connection, open_ones), grows=False)
 

@@ -168,8 +168,6 @@ def _run(connection: sqlite3.Connection, script: str, corpus: tuple[str, int] | 
         connection.executescript(f"BEGIN IMMEDIATE;{script};PRAGMA user_version = {VERSION}")
         if corpus is not None:
             connection.execute("INSERT INTO corpus VALUES (?, ?, 0)", corpus)
-            # Nothing was ever freed without being overwritten; a file that was migrated once was, see erasure.py.
-            connection.execute("INSERT INTO settings VALUES ('scrubbed', '1')")
         # The key of the hashes that are stored, and of page tokens.
         connection.execute("INSERT INTO settings VALUES ('secret', ?)", (os.urandom(32).hex(),))
         connection.execute("COMMIT")

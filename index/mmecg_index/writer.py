@@ -189,6 +189,23 @@ class Writer:
             except sqlite3.Error as error:
                 raise self._failed(error) from error
 
+    def vacuum(self) -> None:
+        """Write the database file anew, without what SQLite left in the unused parts of its pages.
+
+        Raises
+        ------
+        OverloadedError
+            The disk has no room for it.
+        NotReadyError
+            The disk failed, now or before.
+        """
+        with self._committing:
+            self.check(grows=False)
+            try:
+                self._database.writer.execute("VACUUM")
+            except sqlite3.Error as error:
+                raise self._failed(error) from error
+
     def _lead(self, ticket: _Ticket) -> None:
         """Commit one group, which begins with the ticket, and hand over the lead, whatever happens."""
         try:
