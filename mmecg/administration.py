@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Protocol
 
 
@@ -163,6 +164,17 @@ class Reindexing:
     studies: int
     total: int
     error: str = ""
+
+
+class Reindexer(Protocol):
+    """Lets another bundle take over a corpus that is being served."""
+
+    @property
+    def state(self) -> Reindexing:
+        """How far it is."""
+
+    def start(self, path: Path) -> str:
+        """Begin with the bundle of a directory; return its fingerprint."""
 
 
 class Administration(Protocol):

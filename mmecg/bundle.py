@@ -134,6 +134,17 @@ def load_bundle(path: str | Path | None = None, *, precision: Precision = "auto"
     return Bundle(root, encoder, config, manifest["fingerprint"])
 
 
+def read_fingerprint(path: str | Path | None = None) -> str:
+    """Check every file of a bundle against its manifest, load none, and return the fingerprint.
+
+    Raises
+    ------
+    BundleError
+        See :func:`load_bundle`.
+    """
+    return str(_check_files(Path(path) if path is not None else DEFAULT_BUNDLE)["fingerprint"])
+
+
 def save_bundle(path: Path, model: DualEncoder, config: BundleConfig, *, card: str | None = None) -> str:
     """Write a bundle aside and rename it into place; return its fingerprint. An older bundle at ``path`` is replaced.
 
@@ -259,6 +270,6 @@ def _sha256(path: Path) -> str:
 
 
 __all__ = [
-    "Bundle", "BundleConfig", "TrainingSummary", "default_card", "load_bundle", "save_bundle",
+    "Bundle", "BundleConfig", "TrainingSummary", "default_card", "load_bundle", "read_fingerprint", "save_bundle",
     "write_manifest",
 ]  # fmt: skip

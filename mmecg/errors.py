@@ -113,7 +113,7 @@ class FingerprintMismatchError(ArtifactError):
     def __init__(self, *, got: str, expected: str, what: str = "index") -> None:
         super().__init__(
             f"{what} holds embeddings of fingerprint {got[:12]}, expected {expected[:12]} (the loaded bundle); "
-            "load the bundle it was built with, or rebuild it with `mmecg build`"
+            "load the bundle it was built with, or give it that bundle's embeddings with `mmecg reindex`"
         )
         self.got = got
         self.expected = expected

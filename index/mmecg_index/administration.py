@@ -1,4 +1,4 @@
-"""An operator's work on an open corpus: erase, back up, verify, and read the audit trail. What AdminService calls."""
+"""An operator's work on an open corpus: erase, back up, verify, audit, another bundle. What AdminService calls."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from datetime import datetime
 from pathlib import Path
 
+from mmecg.administration import Reindexer, Reindexing
 from mmecg.errors import ConfigError, QueryError
 from mmecg_index import audit
 from mmecg_index.audit import AuditRecord
@@ -26,11 +27,24 @@ class CorpusAdministration:
     corpus : Corpus
     backup_dir : Path, optional
         Where backups are written; without one there are none.
+    bundle_dir : Path, optional
+        Where bundles lie that may take over; without one there are none.
+    reindexer : Reindexer, optional
+        Lets them.
     """
 
-    def __init__(self, corpus: Corpus, *, backup_dir: Path | None = None) -> None:
+    def __init__(
+        self,
+        corpus: Corpus,
+        *,
+        backup_dir: Path | None = None,
+        bundle_dir: Path | None = None,
+        reindexer: Reindexer | None = None,
+    ) -> None:
         self._corpus = corpus
         self._backup_dir = backup_dir
+        self._bundle_dir = bundle_dir
+        self._reindexer = reindexer
 
     def erase_subject(self, subject_id: str, *, check: bool = False) -> Erasure:
         """Erase a subject; see :meth:`mmecg_index.erasure.Eraser.erase`."""
@@ -48,12 +62,32 @@ class CorpusAdministration:
         """
         if self._backup_dir is None:
             raise ConfigError("the server has no directory for backups; its operator can set admin.backup_dir")
-        if not _NAME.fullmatch(name):
-            raise QueryError(
-                "name is not usable, expected 1 to 64 letters, digits, dots, dashes and underscores, not a dot first",
-                field="name",
-            )
-        return back_up(self._corpus.path, self._backup_dir / name)
+        return back_up(self._corpus.path, self._backup_dir / _check_name(name, "name"))
+
+    def reindex(self, name: str) -> str:
+        """Let the bundle of this name take over; return its fingerprint. See :mod:`mmecg_index.reembed`.
+
+        Raises
+        ------
+        ConfigError
+            There is no directory for bundles.
+        QueryError
+            The name could be a path.
+        BundleError
+            The bundle cannot be used.
+        AlreadyExistsError
+            Another one is taking over.
+        """
+        if self._bundle_dir is None or self._reindexer is None:
+            raise ConfigError("the server has no directory for bundles; its operator can set admin.bundle_dir")
+        return self._reindexer.start(self._bundle_dir / _check_name(name, "bundle"))
+
+    def reindexing(self) -> Reindexing:
+        """Return how far that is."""
+        if self._reindexer is not None:
+            return self._reindexer.state
+        studies = self._corpus.count()
+        return Reindexing(self._corpus.fingerprint, True, studies, studies)
 
     def verify(self) -> Verification:
         """Read the whole corpus; see :func:`mmecg_index.verify.verify`."""
@@ -81,3 +115,12 @@ class CorpusAdministration:
                 after=after,
                 limit=limit,
             )
+
+
+def _check_name(name: str, field: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise QueryError(
+            f"{field} is not usable, expected 1 to 64 letters, digits, dots, dashes and underscores, not a dot first",
+            field=field,
+        )
+    return name

@@ -40,6 +40,7 @@ COMMANDS = (
     "restore",
     "verify",
     "erase-subject",
+    "reindex",
     "audit",
     "export",
     "import",

@@ -15,6 +15,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -23,6 +24,8 @@ import numpy as np
 from mmecg_index.administration import CorpusAdministration
 from mmecg_index.calls import CallTrail
 from mmecg_index.corpus import Corpus
+from mmecg_index.reading import FILE, reading
+from mmecg_index.reembed import Reembedding, forget_outgrown, read_progress
 
 import mmecg
 from mmecg.assets import DEMO_CORPUS
@@ -30,6 +33,7 @@ from mmecg.bundle import Bundle, load_bundle
 from mmecg.config import Precision, effective_config, load_config
 from mmecg.datasets.parquet import read_studies
 from mmecg.ecg import Ecg
+from mmecg.embedding import Encoder
 from mmecg.errors import ConfigError, MmecgError
 from mmecg.labels.report_miner import ReportMiner
 from mmecg.report import Report
@@ -38,6 +42,7 @@ from mmecg.search import CorpusStore
 from mmecg.study import Study
 from mmecg_server.config import ServerConfig
 from mmecg_server.interceptors import log, set_up_logging
+from mmecg_server.models import Models, find_bundle
 from mmecg_server.server import Server
 
 if TYPE_CHECKING:
@@ -81,22 +86,87 @@ def run(config: ServerConfig, stop: threading.Event, reloads: list[Callable[[], 
     with Server(config) as server:
         log("listening", host=config.host, port=server.port, metrics_port=server.metrics_port)
         reloads.append(server.reload)
-        bundle = open_bundle(config)
+        bundle = open_bundle(replace(config, bundle=choose_bundle(config)))
         with open_corpus(config, bundle.fingerprint) as corpus:
-            retriever = Retriever(bundle.encoder, corpus)
+            view = corpus.in_space(bundle.fingerprint)
+            retriever = Retriever(bundle.encoder, view)
             fill_demo(config, retriever)
             if not stop.is_set():
                 miner = ReportMiner()
-                predictor = open_predictor(bundle, corpus, miner)
+                predictor = open_predictor(bundle, view, miner)
                 warm_up(retriever, predictor)
-                administration = CorpusAdministration(corpus, backup_dir=config.admin.backup_dir)
+                models = open_models(config, server, corpus, bundle, miner)
+                administration = CorpusAdministration(
+                    corpus, backup_dir=config.admin.backup_dir, bundle_dir=config.admin.bundle_dir, reindexer=models
+                )
                 server.serve(retriever, miner, predictor, CallTrail(corpus), administration)
+                reloads.append(models.reload)
                 stats = corpus.stats()
                 log("serving", port=server.port, fingerprint=stats.fingerprint, studies=stats.studies)
+                go_on(config, corpus, models)
                 stop.wait()
+                models.close()
             log("draining")
             server.stop()
     return 0
+
+
+class CorpusEngine:
+    """A corpus as :class:`mmecg_server.models.Engine`."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        self._corpus = corpus
+
+    def in_space(self, fingerprint: str) -> CorpusStore:
+        """Return a view for those who work with a bundle."""
+        return self._corpus.in_space(fingerprint)
+
+    def reembed(self, encoder: Encoder, on_switch: Callable[[], None]) -> Reembedding:
+        """Return the work that gives the corpus the embeddings of an encoder."""
+        return Reembedding(self._corpus, encoder, on_switch=on_switch)
+
+
+def open_models(config: ServerConfig, server: Server, corpus: Corpus, bundle: Bundle, miner: ReportMiner) -> Models:
+    """Return what lets another bundle take over."""
+    return Models(
+        server,
+        CorpusEngine(corpus),
+        bundle,
+        path=config.bundle,
+        load=lambda path: load_bundle(path, precision=config.precision),
+        open_predictor=lambda bundle, view: open_predictor(bundle, view, miner),
+    )
+
+
+def choose_bundle(config: ServerConfig) -> Path | None:
+    """Return the configured bundle, or the one in ``admin.bundle_dir`` that the corpus was switched to since."""
+    if config.corpus is None or not (config.corpus / FILE).is_file():
+        return config.bundle
+    with reading(config.corpus) as view:
+        found = find_bundle(config, view.fingerprint)
+    if found is not None and found != config.bundle:
+        log("other_bundle", level=logging.WARNING, bundle=str(found), fingerprint=view.fingerprint)
+    return found or config.bundle
+
+
+def go_on(config: ServerConfig, corpus: Corpus, models: Models) -> None:
+    """Go on with a re-embedding that did not end, or with what was left to delete after one."""
+    with reading(corpus.path) as view:
+        unfinished = read_progress(view.connection)
+    if unfinished is None:
+        threading.Thread(target=forget, args=(corpus,), name="forget", daemon=True).start()
+    elif (path := find_bundle(config, unfinished.fingerprint)) is not None:
+        models.start(path)
+    else:
+        log("reindex_waits", level=logging.WARNING, fingerprint=unfinished.fingerprint)
+
+
+def forget(corpus: Corpus) -> None:
+    """Delete embeddings of a bundle that serves no more."""
+    try:
+        forget_outgrown(corpus)
+    except MmecgError as error:
+        log("forget_failed", level=logging.WARNING, reason=str(error))
 
 
 def open_bundle(config: ServerConfig) -> Bundle:

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import grpc
 from mmecg_pb.v1 import admin_service_pb2 as pb
 from mmecg_pb.v1 import admin_service_pb2_grpc
 
+from mmecg.administration import Administration, AuditRecord
 from mmecg.client.messages import check_known, parse_time
 from mmecg.errors import ConfigError, QueryError
 from mmecg.study import check_id
 from mmecg_server import convert
 from mmecg_server.service import Backend
 
-if TYPE_CHECKING:
-    from mmecg_index.administration import CorpusAdministration
-    from mmecg_index.audit import AuditRecord
-
 
 class AdminService(admin_service_pb2_grpc.AdminServiceServicer):
-    """Erase, back up, verify, audit."""
+    """Erase, back up, verify, audit, another bundle."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
@@ -67,8 +62,24 @@ class AdminService(admin_service_pb2_grpc.AdminServiceServicer):
         token = str(page[-1].entry) if len(records) > size else ""
         return pb.ListAuditResponse(entries=map(_render_entry, page), next_page_token=token)
 
+    def Reindex(  # noqa: N802
+        self, request: pb.ReindexRequest, context: grpc.ServicerContext
+    ) -> pb.ReindexResponse:
+        """Let another bundle take over."""
+        check_known(request, "request")
+        return pb.ReindexResponse(fingerprint=self._administration.reindex(request.bundle))
+
+    def GetReindex(  # noqa: N802
+        self, request: pb.GetReindexRequest, context: grpc.ServicerContext
+    ) -> pb.GetReindexResponse:
+        """Say how far that is."""
+        state = self._administration.reindexing()
+        return pb.GetReindexResponse(
+            fingerprint=state.fingerprint, done=state.done, studies=state.studies, total=state.total, error=state.error
+        )
+
     @property
-    def _administration(self) -> CorpusAdministration:
+    def _administration(self) -> Administration:
         _ = self._backend.retriever  # not ready is another answer than never
         if self._backend.administration is None:
             raise ConfigError(

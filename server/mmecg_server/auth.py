@@ -57,6 +57,8 @@ METHOD_ROLES: dict[str, tuple[Role, ...]] = {
     "/mmecg.v1.AdminService/Backup": ("admin",),
     "/mmecg.v1.AdminService/Verify": ("admin",),
     "/mmecg.v1.AdminService/ListAudit": ("admin",),
+    "/mmecg.v1.AdminService/Reindex": ("admin",),
+    "/mmecg.v1.AdminService/GetReindex": ("admin",),
 }
 """Roles of which one is enough; a method that is not listed is refused to everybody."""
 

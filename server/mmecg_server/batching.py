@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from mmecg.ecg import Ecg
 from mmecg.embedding import Encoder
-from mmecg.errors import NotReadyError, OverloadedError
+from mmecg.errors import ModelChangedError, NotReadyError, OverloadedError
 from mmecg.vitals import Vitals
 from mmecg_server.call import Call, current_call
 
@@ -73,6 +73,7 @@ class MicroBatcher(Generic[Item]):
         self._waiting: deque[_Ticket[Item]] = deque()
         self._items_waiting = 0
         self._closed = False
+        self._retired = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name=f"batch-{name}", daemon=True)
         self._thread.start()
@@ -102,12 +103,18 @@ class MicroBatcher(Generic[Item]):
             self._changed.notify()
         self._thread.join()
 
+    def retire(self) -> None:
+        """Do the same without waiting for it, because another model takes over."""
+        with self._changed:
+            self._closed = self._retired = True
+            self._changed.notify()
+
     def _submit(self, items: Sequence[Item]) -> Vectors:
         ticket = _Ticket(items, current_call())
         ticket.call.check()
         with self._changed:
             if self._closed:
-                raise NotReadyError("the server is shutting down; send the call to another server, or later")
+                raise self._refusal()
             if self._items_waiting + len(items) > self._max_queue:
                 raise OverloadedError(
                     f"{self._items_waiting} items wait to be encoded and at most {self._max_queue} may; try later",
@@ -190,10 +197,15 @@ class MicroBatcher(Generic[Item]):
 
     def _refuse_all(self) -> None:
         for ticket in self._waiting:
-            ticket.error = NotReadyError("the server is shutting down; send the call to another server, or later")
+            ticket.error = self._refusal()
             ticket.done.set()
         self._waiting.clear()
         self._items_waiting = 0
+
+    def _refusal(self) -> NotReadyError:
+        if self._retired:
+            return ModelChangedError()
+        return NotReadyError("the server is shutting down; send the call to another server, or later")
 
 
 class BatchingEncoder:
@@ -262,3 +274,8 @@ class BatchingEncoder:
         """End the threads."""
         for batcher in (self._ecg, self._text, self._vitals, self._features):
             batcher.close()
+
+    def retire(self) -> None:
+        """End the threads soon; what waits is refused with ``ModelChangedError``."""
+        for batcher in (self._ecg, self._text, self._vitals, self._features):
+            batcher.retire()

@@ -242,9 +242,12 @@ class AdminConfig:
     ----------
     backup_dir : Path, optional
         Directory that backups are written into; without one, AdminService writes none.
+    bundle_dir : Path, optional
+        Directory of bundles that may take over: by AdminService, and at the start if the corpus was switched to one.
     """
 
     backup_dir: Path | None = None
+    bundle_dir: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from mmecg.administration import Administration
 from mmecg.errors import ConfigError
 from mmecg.labels.report_miner import ReportMiner
 from mmecg.retriever import Retriever
@@ -33,8 +34,6 @@ from mmecg_server.tls import ServerCertificates
 from mmecg_server.tracing import Tracing, open_tracing
 
 if TYPE_CHECKING:
-    from mmecg_index.administration import CorpusAdministration
-
     from mmecg.prediction.predictor import Predictor
 
 SPARE_THREADS = 8
@@ -123,7 +122,7 @@ class Server:
         miner: ReportMiner | None = None,
         predictor: Predictor | None = None,
         trail: Trail | None = None,
-        administration: CorpusAdministration | None = None,
+        administration: Administration | None = None,
     ) -> None:
         """Answer calls from now on, with concurrent calls sharing encoder batches.
 
@@ -137,28 +136,37 @@ class Server:
             Around the bare encoder and the same corpus. Without one, nothing is predicted.
         trail : Trail, optional
             Where every call is entered; see :mod:`mmecg_server.audit`.
-        administration : CorpusAdministration, optional
+        administration : Administration, optional
             What AdminService calls.
         """
         self._interceptor.trail = trail
         self._backend.administration = administration
-        limits = self._config.limits
-        self._encoder = BatchingEncoder(
-            retriever.encoder,
-            max_batch=limits.max_batch,
-            max_queue=limits.max_queue,
-            on_batch=self.metrics.observe_batch,
-        )
-        self.metrics.watch(waiting=self._encoder.waiting, corpus=retriever.corpus)
-        if predictor is not None:
-            self._backend.predictor = predictor.sharing(self._encoder.ecg_features)
-        self._backend.retriever = Retriever(self._encoder, staged(retriever.corpus))
         if miner is not None:
             self._backend.miner = miner
-        self._set_health(health_pb2.HealthCheckResponse.SERVING)
-        if predictor is None:
-            self._health.set(PREDICTION, health_pb2.HealthCheckResponse.NOT_SERVING)
+        self.take(retriever, predictor)
+        self._set_health(health_pb2.HealthCheckResponse.SERVING, but=PREDICTION)
+        self.metrics.watch(corpus=retriever.corpus)
         self._look_after(retriever.corpus)
+
+    def take(self, retriever: Retriever, predictor: Predictor | None = None) -> None:
+        """Answer with another model from now on; see :meth:`serve`. Calls that wait for the old one are refused."""
+        limits, before = self._config.limits, self._encoder
+        if before is not None and before.fingerprint == retriever.encoder.fingerprint:
+            encoder = before
+        else:
+            self._encoder = encoder = BatchingEncoder(
+                retriever.encoder,
+                max_batch=limits.max_batch,
+                max_queue=limits.max_queue,
+                on_batch=self.metrics.observe_batch,
+            )
+        predictor = predictor and predictor.sharing(encoder.ecg_features)
+        self._backend.take(Retriever(encoder, staged(retriever.corpus)), predictor)
+        self.metrics.watch(waiting=encoder.waiting)
+        serving = health_pb2.HealthCheckResponse
+        self._health.set(PREDICTION, serving.NOT_SERVING if predictor is None else serving.SERVING)
+        if before is not None and before is not encoder:
+            before.retire()
 
     def _look_after(self, corpus: CorpusStore) -> None:
         """Let health say whether the corpus takes writes, and probe the recall of its index."""
@@ -213,9 +221,10 @@ class Server:
     ) -> None:
         self.stop()
 
-    def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+    def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus, *, but: str | None = None) -> None:
         for name in ("", *SERVICES):
-            self._health.set(name, status)
+            if name != but:
+                self._health.set(name, status)
 
     def _bind(self) -> int:
         config = self._config

@@ -21,6 +21,7 @@ from mmecg_pb.v1 import (
     search_service_pb2_grpc,
 )
 
+from mmecg.administration import Administration
 from mmecg.client.messages import parse_ecg, parse_vitals, render_embedding
 from mmecg.errors import BundleError, NotReadyError
 from mmecg.labels.report_miner import ReportMiner
@@ -33,8 +34,6 @@ from mmecg_server.interceptors import Gate
 from mmecg_server.streaming import ChunkReader, answer_stream
 
 if TYPE_CHECKING:
-    from mmecg_index.administration import CorpusAdministration
-
     from mmecg.prediction.predictor import Predictor
 
 CORPUS = "mmecg.v1.CorpusService"
@@ -62,9 +61,19 @@ class Backend:
     def __init__(self, gate: Gate, limits: LimitsConfig) -> None:
         self.gate = gate
         self.limits = limits
-        self.administration: CorpusAdministration | None = None
+        self.administration: Administration | None = None
         self._retrievers: PerScope[Retriever] | None = None
         self._predictors: PerScope[Predictor] | None = None
+
+    def take(self, retriever: Retriever, predictor: Predictor | None) -> None:
+        """Answer with these from now on; both are of one bundle."""
+        corpus = retriever.corpus
+        self._retrievers = PerScope(retriever, lambda scope: Retriever(retriever.encoder, corpus.within(scope)))
+        predictors = None
+        if predictor is not None:
+            over = predictor.over
+            predictors = PerScope(predictor, lambda scope: over(corpus.within(scope)))
+        self._predictors = predictors
 
     @property
     def retriever(self) -> Retriever:
@@ -78,12 +87,6 @@ class Backend:
         if self._retrievers is None:
             raise NotReadyError("the server is loading its model and corpus; try again in a moment")
         return self._retrievers.of(current_principal().scope)
-
-    @retriever.setter
-    def retriever(self, retriever: Retriever) -> None:
-        self._retrievers = PerScope(
-            retriever, lambda scope: Retriever(retriever.encoder, retriever.corpus.within(scope))
-        )
 
     @property
     def predictor(self) -> Predictor:
@@ -100,10 +103,6 @@ class Backend:
             _ = self.retriever  # not ready is another answer than never
             raise BundleError("the server's bundle has no prediction heads; its operator can make them: train-heads")
         return self._predictors.of(current_principal().scope)
-
-    @predictor.setter
-    def predictor(self, predictor: Predictor) -> None:
-        self._predictors = PerScope(predictor, lambda scope: predictor.over(self.retriever.corpus))
 
     @cached_property
     def miner(self) -> ReportMiner:

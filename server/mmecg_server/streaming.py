@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 from google.protobuf.message import Message
 from google.rpc import status_pb2
 
-from mmecg.errors import NotReadyError, OverloadedError
+from mmecg.errors import ModelChangedError, NotReadyError, OverloadedError
 from mmecg_server.auth import current_principal
 from mmecg_server.call import current_call
 from mmecg_server.interceptors import Gate, report
@@ -156,6 +156,8 @@ def _answer_chunk(
         return []
     try:
         return _patiently(answer, parsed)
+    except ModelChangedError:  # of all that would follow too: the client goes on with another stream
+        raise
     except Exception as error:
         if len(parsed) == 1:
             return [report(error)]

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fmmecg_pb/v1/admin_service.proto\x12\x08mmecg.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"8\n\x13\x45raseSubjectRequest\x12\x12\n\nsubject_id\x18\x01 \x01(\t\x12\r\n\x05\x63heck\x18\x02 \x01(\x08\"Y\n\x14\x45raseSubjectResponse\x12\x0f\n\x07studies\x18\x01 \x01(\x03\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12\x13\n\x06traces\x18\x03 \x01(\x03H\x00\x88\x01\x01\x42\t\n\x07_traces\"\x1d\n\rBackupRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"G\n\x0e\x42\x61\x63kupResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x0f\n\x07studies\x18\x02 \x01(\x03\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\"\x0f\n\rVerifyRequest\"3\n\x0eVerifyResponse\x12\x10\n\x08\x66indings\x18\x01 \x03(\t\x12\x0f\n\x07studies\x18\x02 \x01(\x03\"\xc5\x01\n\x10ListAuditRequest\x12\x17\n\nsubject_id\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x16\n\tprincipal\x18\x02 \x01(\tH\x01\x88\x01\x01\x12)\n\x05since\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\tpage_size\x18\x04 \x01(\x05H\x02\x88\x01\x01\x12\x12\n\npage_token\x18\x05 \x01(\tB\r\n\x0b_subject_idB\x0c\n\n_principalB\x0c\n\n_page_size\"S\n\x11ListAuditResponse\x12%\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x14.mmecg.v1.AuditEntry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xc5\x01\n\nAuditEntry\x12\r\n\x05\x65ntry\x18\x01 \x01(\x03\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tprincipal\x18\x03 \x01(\t\x12\x0e\n\x06method\x18\x04 \x01(\t\x12\x0f\n\x07outcome\x18\x05 \x01(\t\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\'\n\x07touched\x18\x07 \x03(\x0b\x32\x16.mmecg.v1.AuditTouched\x12\r\n\x05items\x18\x08 \x01(\x03\"b\n\x0c\x41uditTouched\x12\x12\n\nsubject_id\x18\x01 \x01(\t\x12\x10\n\x08study_id\x18\x02 \x01(\t\x12\x16\n\x0esubject_digest\x18\x03 \x01(\t\x12\x14\n\x0cstudy_digest\x18\x04 \x01(\t2\x9d\x02\n\x0c\x41\x64minService\x12M\n\x0c\x45raseSubject\x12\x1d.mmecg.v1.EraseSubjectRequest\x1a\x1e.mmecg.v1.EraseSubjectResponse\x12;\n\x06\x42\x61\x63kup\x12\x17.mmecg.v1.BackupRequest\x1a\x18.mmecg.v1.BackupResponse\x12;\n\x06Verify\x12\x17.mmecg.v1.VerifyRequest\x1a\x18.mmecg.v1.VerifyResponse\x12\x44\n\tListAudit\x12\x1a.mmecg.v1.ListAuditRequest\x1a\x1b.mmecg.v1.ListAuditResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fmmecg_pb/v1/admin_service.proto\x12\x08mmecg.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"8\n\x13\x45raseSubjectRequest\x12\x12\n\nsubject_id\x18\x01 \x01(\t\x12\r\n\x05\x63heck\x18\x02 \x01(\x08\"Y\n\x14\x45raseSubjectResponse\x12\x0f\n\x07studies\x18\x01 \x01(\x03\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12\x13\n\x06traces\x18\x03 \x01(\x03H\x00\x88\x01\x01\x42\t\n\x07_traces\"\x1d\n\rBackupRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"G\n\x0e\x42\x61\x63kupResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x0f\n\x07studies\x18\x02 \x01(\x03\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\"\x0f\n\rVerifyRequest\"3\n\x0eVerifyResponse\x12\x10\n\x08\x66indings\x18\x01 \x03(\t\x12\x0f\n\x07studies\x18\x02 \x01(\x03\" \n\x0eReindexRequest\x12\x0e\n\x06\x62undle\x18\x01 \x01(\t\"&\n\x0fReindexResponse\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\"\x13\n\x11GetReindexRequest\"f\n\x12GetReindexResponse\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12\x0c\n\x04\x64one\x18\x02 \x01(\x08\x12\x0f\n\x07studies\x18\x03 \x01(\x03\x12\r\n\x05total\x18\x04 \x01(\x03\x12\r\n\x05\x65rror\x18\x05 \x01(\t\"\xc5\x01\n\x10ListAuditRequest\x12\x17\n\nsubject_id\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x16\n\tprincipal\x18\x02 \x01(\tH\x01\x88\x01\x01\x12)\n\x05since\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\tpage_size\x18\x04 \x01(\x05H\x02\x88\x01\x01\x12\x12\n\npage_token\x18\x05 \x01(\tB\r\n\x0b_subject_idB\x0c\n\n_principalB\x0c\n\n_page_size\"S\n\x11ListAuditResponse\x12%\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x14.mmecg.v1.AuditEntry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xc5\x01\n\nAuditEntry\x12\r\n\x05\x65ntry\x18\x01 \x01(\x03\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tprincipal\x18\x03 \x01(\t\x12\x0e\n\x06method\x18\x04 \x01(\t\x12\x0f\n\x07outcome\x18\x05 \x01(\t\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\'\n\x07touched\x18\x07 \x03(\x0b\x32\x16.mmecg.v1.AuditTouched\x12\r\n\x05items\x18\x08 \x01(\x03\"b\n\x0c\x41uditTouched\x12\x12\n\nsubject_id\x18\x01 \x01(\t\x12\x10\n\x08study_id\x18\x02 \x01(\t\x12\x16\n\x0esubject_digest\x18\x03 \x01(\t\x12\x14\n\x0cstudy_digest\x18\x04 \x01(\t2\xa6\x03\n\x0c\x41\x64minService\x12M\n\x0c\x45raseSubject\x12\x1d.mmecg.v1.EraseSubjectRequest\x1a\x1e.mmecg.v1.EraseSubjectResponse\x12;\n\x06\x42\x61\x63kup\x12\x17.mmecg.v1.BackupRequest\x1a\x18.mmecg.v1.BackupResponse\x12;\n\x06Verify\x12\x17.mmecg.v1.VerifyRequest\x1a\x18.mmecg.v1.VerifyResponse\x12\x44\n\tListAudit\x12\x1a.mmecg.v1.ListAuditRequest\x1a\x1b.mmecg.v1.ListAuditResponse\x12>\n\x07Reindex\x12\x18.mmecg.v1.ReindexRequest\x1a\x19.mmecg.v1.ReindexResponse\x12G\n\nGetReindex\x12\x1b.mmecg.v1.GetReindexRequest\x1a\x1c.mmecg.v1.GetReindexResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,14 +44,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VERIFYREQUEST']._serialized_end=346
   _globals['_VERIFYRESPONSE']._serialized_start=348
   _globals['_VERIFYRESPONSE']._serialized_end=399
-  _globals['_LISTAUDITREQUEST']._serialized_start=402
-  _globals['_LISTAUDITREQUEST']._serialized_end=599
-  _globals['_LISTAUDITRESPONSE']._serialized_start=601
-  _globals['_LISTAUDITRESPONSE']._serialized_end=684
-  _globals['_AUDITENTRY']._serialized_start=687
-  _globals['_AUDITENTRY']._serialized_end=884
-  _globals['_AUDITTOUCHED']._serialized_start=886
-  _globals['_AUDITTOUCHED']._serialized_end=984
-  _globals['_ADMINSERVICE']._serialized_start=987
-  _globals['_ADMINSERVICE']._serialized_end=1272
+  _globals['_REINDEXREQUEST']._serialized_start=401
+  _globals['_REINDEXREQUEST']._serialized_end=433
+  _globals['_REINDEXRESPONSE']._serialized_start=435
+  _globals['_REINDEXRESPONSE']._serialized_end=473
+  _globals['_GETREINDEXREQUEST']._serialized_start=475
+  _globals['_GETREINDEXREQUEST']._serialized_end=494
+  _globals['_GETREINDEXRESPONSE']._serialized_start=496
+  _globals['_GETREINDEXRESPONSE']._serialized_end=598
+  _globals['_LISTAUDITREQUEST']._serialized_start=601
+  _globals['_LISTAUDITREQUEST']._serialized_end=798
+  _globals['_LISTAUDITRESPONSE']._serialized_start=800
+  _globals['_LISTAUDITRESPONSE']._serialized_end=883
+  _globals['_AUDITENTRY']._serialized_start=886
+  _globals['_AUDITENTRY']._serialized_end=1083
+  _globals['_AUDITTOUCHED']._serialized_start=1085
+  _globals['_AUDITTOUCHED']._serialized_end=1183
+  _globals['_ADMINSERVICE']._serialized_start=1186
+  _globals['_ADMINSERVICE']._serialized_end=1608
 # @@protoc_insertion_point(module_scope)

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class AdminServiceStub:
-    """Erases, backs up, verifies and shows the audit trail. Needs the role admin, and no scope.
+    """Erases, backs up, verifies, shows the audit trail, and lets another bundle take over. Needs the role admin, and no scope.
     """
 
     def __init__(self, channel):
@@ -55,10 +55,20 @@ class AdminServiceStub:
                 request_serializer=mmecg__pb_dot_v1_dot_admin__service__pb2.ListAuditRequest.SerializeToString,
                 response_deserializer=mmecg__pb_dot_v1_dot_admin__service__pb2.ListAuditResponse.FromString,
                 _registered_method=True)
+        self.Reindex = channel.unary_unary(
+                '/mmecg.v1.AdminService/Reindex',
+                request_serializer=mmecg__pb_dot_v1_dot_admin__service__pb2.ReindexRequest.SerializeToString,
+                response_deserializer=mmecg__pb_dot_v1_dot_admin__service__pb2.ReindexResponse.FromString,
+                _registered_method=True)
+        self.GetReindex = channel.unary_unary(
+                '/mmecg.v1.AdminService/GetReindex',
+                request_serializer=mmecg__pb_dot_v1_dot_admin__service__pb2.GetReindexRequest.SerializeToString,
+                response_deserializer=mmecg__pb_dot_v1_dot_admin__service__pb2.GetReindexResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer:
-    """Erases, backs up, verifies and shows the audit trail. Needs the role admin, and no scope.
+    """Erases, backs up, verifies, shows the audit trail, and lets another bundle take over. Needs the role admin, and no scope.
     """
 
     def EraseSubject(self, request, context):
@@ -89,6 +99,21 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Reindex(self, request, context):
+        """Begins to give the corpus the embeddings of another bundle, in the background; the server changes to it when they are complete.
+        Of the bundle that serves, the prediction heads are read again. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetReindex(self, request, context):
+        """Says how far that is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -112,6 +137,16 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     request_deserializer=mmecg__pb_dot_v1_dot_admin__service__pb2.ListAuditRequest.FromString,
                     response_serializer=mmecg__pb_dot_v1_dot_admin__service__pb2.ListAuditResponse.SerializeToString,
             ),
+            'Reindex': grpc.unary_unary_rpc_method_handler(
+                    servicer.Reindex,
+                    request_deserializer=mmecg__pb_dot_v1_dot_admin__service__pb2.ReindexRequest.FromString,
+                    response_serializer=mmecg__pb_dot_v1_dot_admin__service__pb2.ReindexResponse.SerializeToString,
+            ),
+            'GetReindex': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetReindex,
+                    request_deserializer=mmecg__pb_dot_v1_dot_admin__service__pb2.GetReindexRequest.FromString,
+                    response_serializer=mmecg__pb_dot_v1_dot_admin__service__pb2.GetReindexResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'mmecg.v1.AdminService', rpc_method_handlers)
@@ -121,7 +156,7 @@ def add_AdminServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AdminService:
-    """Erases, backs up, verifies and shows the audit trail. Needs the role admin, and no scope.
+    """Erases, backs up, verifies, shows the audit trail, and lets another bundle take over. Needs the role admin, and no scope.
     """
 
     @staticmethod
@@ -222,6 +257,60 @@ class AdminService:
             '/mmecg.v1.AdminService/ListAudit',
             mmecg__pb_dot_v1_dot_admin__service__pb2.ListAuditRequest.SerializeToString,
             mmecg__pb_dot_v1_dot_admin__service__pb2.ListAuditResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Reindex(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mmecg.v1.AdminService/Reindex',
+            mmecg__pb_dot_v1_dot_admin__service__pb2.ReindexRequest.SerializeToString,
+            mmecg__pb_dot_v1_dot_admin__service__pb2.ReindexResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetReindex(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mmecg.v1.AdminService/GetReindex',
+            mmecg__pb_dot_v1_dot_admin__service__pb2.GetReindexRequest.SerializeToString,
+            mmecg__pb_dot_v1_dot_admin__service__pb2.GetReindexResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AdminServiceStub:
-    """Erases, backs up, verifies and shows the audit trail. Needs the role admin, and no scope."""
+    """Erases, backs up, verifies, shows the audit trail, and lets another bundle take over. Needs the role admin, and no scope."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -41,10 +41,16 @@ class AdminServiceStub:
     """Reads the whole corpus, as long as that takes (give a long deadline to the call, and raise the server's), and says what of it is damaged."""
     ListAudit: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListAuditRequest, _admin_service_pb2.ListAuditResponse]
     """Lists who did what, page by page, oldest first."""
+    Reindex: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ReindexRequest, _admin_service_pb2.ReindexResponse]
+    """Begins to give the corpus the embeddings of another bundle, in the background; the server changes to it when they are complete.
+    Of the bundle that serves, the prediction heads are read again. Idempotent.
+    """
+    GetReindex: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GetReindexRequest, _admin_service_pb2.GetReindexResponse]
+    """Says how far that is."""
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
-    """Erases, backs up, verifies and shows the audit trail. Needs the role admin, and no scope."""
+    """Erases, backs up, verifies, shows the audit trail, and lets another bundle take over. Needs the role admin, and no scope."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     EraseSubject: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.EraseSubjectRequest, _admin_service_pb2.EraseSubjectResponse]  # type: ignore[assignment]
@@ -55,9 +61,15 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Reads the whole corpus, as long as that takes (give a long deadline to the call, and raise the server's), and says what of it is damaged."""
     ListAudit: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListAuditRequest, _admin_service_pb2.ListAuditResponse]  # type: ignore[assignment]
     """Lists who did what, page by page, oldest first."""
+    Reindex: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ReindexRequest, _admin_service_pb2.ReindexResponse]  # type: ignore[assignment]
+    """Begins to give the corpus the embeddings of another bundle, in the background; the server changes to it when they are complete.
+    Of the bundle that serves, the prediction heads are read again. Idempotent.
+    """
+    GetReindex: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GetReindexRequest, _admin_service_pb2.GetReindexResponse]  # type: ignore[assignment]
+    """Says how far that is."""
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Erases, backs up, verifies and shows the audit trail. Needs the role admin, and no scope."""
+    """Erases, backs up, verifies, shows the audit trail, and lets another bundle take over. Needs the role admin, and no scope."""
 
     @_abc_1.abstractmethod
     def EraseSubject(
@@ -90,5 +102,23 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.ListAuditResponse, _abc.Awaitable[_admin_service_pb2.ListAuditResponse]]:
         """Lists who did what, page by page, oldest first."""
+
+    @_abc_1.abstractmethod
+    def Reindex(
+        self,
+        request: _admin_service_pb2.ReindexRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.ReindexResponse, _abc.Awaitable[_admin_service_pb2.ReindexResponse]]:
+        """Begins to give the corpus the embeddings of another bundle, in the background; the server changes to it when they are complete.
+        Of the bundle that serves, the prediction heads are read again. Idempotent.
+        """
+
+    @_abc_1.abstractmethod
+    def GetReindex(
+        self,
+        request: _admin_service_pb2.GetReindexRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.GetReindexResponse, _abc.Awaitable[_admin_service_pb2.GetReindexResponse]]:
+        """Says how far that is."""
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
