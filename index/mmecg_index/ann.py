@@ -7,7 +7,10 @@ another. So the effort is chosen at build time, on the vectors themselves, and t
 from __future__ import annotations
 
 import math
+import os
+import sys
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,6 +33,7 @@ _TUNING_QUERIES = 256
 _ADD_BATCH = 20_000
 _HNSW_EFFORTS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 _EF_CONSTRUCTION = 80
+_NICE = 10
 _CANDIDATES = (2, 4, 8, 16, 32)
 _ENOUGH = 0.002
 """Recall by which an index may fall short of its best with more candidates, before it is given more."""
@@ -101,7 +105,7 @@ class Ann:
         return found
 
     def tuned(self, target_recall: float) -> Ann:
-        """Return the same index with the least effort and candidates that reach a recall@10 for queries like its vectors.
+        """Return the same index with the least effort and candidates for a recall@10, for queries like its vectors.
 
         A stored vector as query would flatter the index: it finds itself, and its links are its neighbours. So each
         sampled vector is moved in a random direction as far as its tenth neighbour lies.
@@ -201,6 +205,14 @@ def new_index(dim: int, factory: str) -> Any:
     if not (is_ivf(index) or isinstance(index, faiss.IndexHNSW)):
         raise ConfigError(f"index factory {factory[:60]!r} is neither HNSW nor IVF, expected Flat, HNSW… or IVF…")
     return index
+
+
+def step_back() -> None:
+    """Let this thread build on half of the cores, when others leave them idle; Linux alone knows that of a thread."""
+    faiss.omp_set_num_threads(max(1, (os.cpu_count() or 1) // 2))
+    if sys.platform == "linux":
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
 
 
 def is_ivf(index: Any) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import sqlite3
 import threading
 from pathlib import Path
@@ -11,19 +10,21 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mmecg.errors import ArtifactError, ConfigError, NotReadyError
-from mmecg_index.ann import BuildCancelledError
+from mmecg.errors import ArtifactError, ConfigError, MmecgError, NotReadyError
+from mmecg_index.ann import BuildCancelledError, step_back
 from mmecg_index.codec import decode_vector
 from mmecg_index.database import Database
-from mmecg_index.faiss_index import FaissIndex
-from mmecg_index.snapshot import load_index, save_index
+from mmecg_index.faiss_index import FaissIndex, State
+from mmecg_index.folder import SnapshotFolder
+from mmecg_index.snapshot import load_index, map_segment, save_index
+from mmecg_index.writer import Writer
 
 _LOG = logging.getLogger(__name__)
 _READ_BATCH = 10_000
 
 
 class IndexCache:
-    """Keeps one :class:`FaissIndex` in step with the database. Only one thread may write, save or close at a time.
+    """Keeps one :class:`FaissIndex` in step with the database. Only one thread may write at a time.
 
     Parameters
     ----------
@@ -31,8 +32,12 @@ class IndexCache:
         Where snapshots lie, as ``<modality>-<sequence>``.
     modality : {"ecg", "text", "vitals"}
     database : Database
+    writer : Writer
+        Of the database: what is saved is as of a moment between two of its writes.
     factory : str, optional
         FAISS factory string instead of the choice by size.
+    memory_map : bool
+        Map what is saved, instead of holding it in memory.
     fingerprint : str, optional
         A space that is being filled beside the corpus's own (:mod:`mmecg_index.reembed`): the index is empty until
         :meth:`catch_up`, and must not be saved until the space is the corpus's.
@@ -43,22 +48,27 @@ class IndexCache:
         directory: Path,
         modality: str,
         database: Database,
+        writer: Writer,
         *,
         factory: str | None = None,
+        memory_map: bool = False,
         fingerprint: str | None = None,
     ) -> None:
-        self._directory = directory
+        self._folder = SnapshotFolder(directory, modality)
         self._modality = modality
         self._database = database
+        self._writer = writer
+        self._memory_map = memory_map
+        self._saving = threading.Lock()
         self._cancel = threading.Event()
         self._builder: threading.Thread | None = None
         if fingerprint is None:
-            for unfinished in directory.glob(f".{modality}-*"):  # a process ended while it saved
-                shutil.rmtree(unfinished, ignore_errors=True)
+            self._folder.tidy()
             with database.reading() as connection:
                 self.index, self._saved = self._load(connection, factory)
         else:
             self.index, self._saved = FaissIndex(database.dim, fingerprint, factory=factory), -1
+        self.index.spill = directory if memory_map else None
         self._saved_ann = self.index.state.segment.ann
         self._build_if_it_pays()
 
@@ -71,9 +81,14 @@ class IndexCache:
     def snapshot_at(self) -> float | None:
         """When the newest snapshot was written, seconds since 1970; None if there is none."""
         try:
-            return (self._directory / self._name(self._saved)).stat().st_mtime
+            return self._folder.path(self._saved).stat().st_mtime
         except FileNotFoundError:
             return None
+
+    @property
+    def snapshot_bytes(self) -> int:
+        """Size of the newest snapshot; 0 if there is none."""
+        return sum(file.stat().st_size for file in self._folder.path(self._saved).glob("*"))
 
     def upsert(self, rows: NDArray[np.int64], embeddings: NDArray[np.float32]) -> None:
         """Apply what was committed, and start a compaction in the background if it pays."""
@@ -116,30 +131,44 @@ class IndexCache:
     def save_purged(self) -> None:
         """Write a snapshot and delete every other one, also what a crash left behind of one."""
         self.save()
-        for path in self._directory.glob(f".{self._modality}-*"):
-            shutil.rmtree(path, ignore_errors=True)
-        with self._database.reading() as connection:
-            (sequence,) = connection.execute("SELECT sequence FROM corpus").fetchone()
-        for path in self._snapshots():
-            if path.name != self._name(sequence):
-                shutil.rmtree(path, ignore_errors=True)
+        with self._saving:
+            self._folder.tidy()
+            self._folder.keep_only(self._saved)
 
     def save(self) -> None:
-        """Write a snapshot if the newest one lacks a write or the approximate index, then delete the older ones."""
-        with self._database.reading() as connection:
-            (sequence,) = connection.execute("SELECT sequence FROM corpus").fetchone()
-            count = self._count(connection)
-        ann = self.index.state.segment.ann
-        if (sequence == self._saved and ann is self._saved_ann) or len(self.index) != count:
-            return
-        self._directory.mkdir(mode=0o700, exist_ok=True)
-        target = self._directory / self._name(sequence)
-        shutil.rmtree(target, ignore_errors=True)
-        save_index(self.index, target, sequence=sequence)
+        """Write a snapshot if the newest one lacks a write or the approximate index, then delete the older ones.
+
+        Searches and writes go on meanwhile.
+
+        Raises
+        ------
+        NotReadyError
+            The corpus is closed, or its disk failed: the index may lack what is stored.
+        """
+        with self._writer.exclusive():
+            self._writer.check(grows=False)
+            sequence, state = self._database.sequence, self.index.state
+            if self.index.fingerprint != self._database.fingerprint:
+                return
+        with self._saving:
+            ann = state.segment.ann
+            # What another thread saved or built meanwhile is newer, and may lack what was erased.
+            newest = sequence >= self._saved and ann is self.index.state.segment.ann
+            if newest and (sequence > self._saved or ann is not self._saved_ann):
+                self._write(state, sequence)
+
+    def _write(self, state: State, sequence: int) -> None:
+        ann, earlier = state.segment.ann, self._folder.path(self._saved)
+        self._folder.clear(sequence)
+        path = self._folder.path(sequence)
+        same = earlier if ann is not None and ann is self._saved_ann and earlier.is_dir() else None
+        save_index(self.index, path, sequence=sequence, state=state, same_segment=same)
         self._saved, self._saved_ann = sequence, ann
-        for older in self._snapshots():
-            if older != target:
-                shutil.rmtree(older, ignore_errors=True)
+        self._folder.keep_only(sequence)
+        if self._memory_map and ann is not None and not state.segment.mapped:
+            mapped = map_segment(path)
+            self.index.exchange(state.segment, mapped)
+            self._saved_ann = mapped.ann
 
     def cancel(self) -> None:
         """Tell a compaction under way to end."""
@@ -150,33 +179,34 @@ class IndexCache:
         self.cancel()
         self.settle()
 
-    def _name(self, sequence: int) -> str:
-        return f"{self._modality}-{sequence:015d}"
-
     def _build_if_it_pays(self) -> None:
-        if self.index.needs_compaction and (self._builder is None or not self._builder.is_alive()):
-            self._builder = threading.Thread(target=self._compact, name=f"compact-{self._modality}", daemon=True)
-            self._builder.start()
+        if self._cancel.is_set() or not self.index.needs_compaction:
+            return
+        if self._builder is None or not self._builder.is_alive():
+            builder = threading.Thread(target=self._compact, name=f"compact-{self._modality}", daemon=True)
+            builder.start()
+            self._builder = builder  # started: who compacts joins it at any moment
 
     def _compact(self) -> None:
+        step_back()
         try:
             self.index.compact(cancel=self._cancel)
+            self.save()
         except BuildCancelledError:
             _LOG.info(
                 "compaction of the %s index was cancelled; it starts again when the corpus is opened", self._modality
             )
         except ConfigError as error:
             _LOG.warning("the %s index stays exact: %s", self._modality, error)
-
-    def _snapshots(self) -> list[Path]:
-        return sorted(self._directory.glob(f"{self._modality}-*"), reverse=True)
+        except (MmecgError, OSError) as error:
+            _LOG.warning("the %s index is compacted, but not saved (%s)", self._modality, type(error).__name__)
 
     def _load(self, connection: sqlite3.Connection, factory: str | None) -> tuple[FaissIndex, int]:
         """Return an index that holds what the database holds, and the sequence number of its snapshot (-1: none)."""
         (sequence,) = connection.execute("SELECT sequence FROM corpus").fetchone()
-        for path in self._snapshots():
+        for path in self._folder.newest():
             try:
-                index, saved = load_index(path, fingerprint=self._database.fingerprint)
+                index, saved = load_index(path, fingerprint=self._database.fingerprint, memory_map=self._memory_map)
             except ArtifactError as error:
                 _LOG.warning("snapshot refused, falling back: %s", error)
                 continue

@@ -7,7 +7,9 @@ answered after its commit reached the disk; a search sees it from then on.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -52,6 +54,8 @@ class Corpus(StudyWrites):
         the end of the process; what is there is consistent either way.
     reserve_bytes : int
         Free bytes of the disk below which writes are refused.
+    memory_map : bool, optional
+        Map the saved indexes instead of reading them into memory; default what the corpus remembers.
 
     Attributes
     ----------
@@ -67,11 +71,13 @@ class Corpus(StudyWrites):
         factory: str | None = None,
         synchronous: Synchronous = "full",
         reserve_bytes: int = RESERVE_BYTES,
+        memory_map: bool | None = None,
     ) -> None:
         if not (path / _FILE).is_file():
             raise IndexFormatError(f"{path} holds no corpus; make one with `mmecg build`")
         self.path = path
         self._closed = False
+        self._closing = threading.Lock()
         self._caches: dict[str, IndexCache] = {}
         self._filling: dict[str, IndexCache] = {}
         """The indexes of a space that is being filled beside the one that is searched, see reembed.py."""
@@ -80,19 +86,17 @@ class Corpus(StudyWrites):
             self._database = Database(path / _FILE, synchronous=synchronous)
             stack.callback(self._database.close)
             self._writer = Writer(self._database, self._publish, reserve_bytes=reserve_bytes)
-            self._table = MetadataTable(self._database)
-            self._passing = PassingRows(self._table.current())
+            stack.callback(self._close_database)
             factory = factory or self._database.factory
-            for modality in MODALITIES:
-                self._caches[modality] = cache = IndexCache(path / "index", modality, self._database, factory=factory)
-                stack.callback(cache.close)  # harmless when it was replaced since
-            if factory is not None:
-                self._database.remember_factory(factory)
+            memory_map = self._database.memory_map if memory_map is None else memory_map
+            self._load(stack, factory, memory_map)
+            self._passing = PassingRows(self._table.current())
+            self._database.remember(factory, memory_map)
             self._views = Views(self)
             stack.callback(self._views.close)
             self.audit = AuditTrail(self._writer, self._database.secret)
             self.eraser = Eraser(
-                path, self._database, self._writer, lambda: self._caches.values(), lambda: self._filling.values()
+                path, self._database, self._writer, lambda: self._snapshotted, lambda: self._filling.values()
             )
             try:
                 self.eraser.finish()
@@ -110,6 +114,7 @@ class Corpus(StudyWrites):
         factory: str | None = None,
         synchronous: Synchronous = "full",
         reserve_bytes: int = RESERVE_BYTES,
+        memory_map: bool | None = None,
     ) -> Corpus:
         """Make an empty corpus and open it.
 
@@ -121,8 +126,8 @@ class Corpus(StudyWrites):
             Fingerprint of the bundle whose embeddings it will hold.
         dim : int
             Length of an embedding.
-        factory, synchronous, reserve_bytes
-            See :class:`Corpus`; the corpus remembers ``factory``.
+        factory, synchronous, reserve_bytes, memory_map
+            See :class:`Corpus`; the corpus remembers ``factory`` and ``memory_map``.
 
         Raises
         ------
@@ -132,7 +137,7 @@ class Corpus(StudyWrites):
         path = path.absolute()
         with new_directory(path) as directory:
             database.create(directory / _FILE, fingerprint=fingerprint, dim=dim)
-        return cls(path, factory=factory, synchronous=synchronous, reserve_bytes=reserve_bytes)
+        return cls(path, factory=factory, synchronous=synchronous, reserve_bytes=reserve_bytes, memory_map=memory_map)
 
     @classmethod
     def open(
@@ -143,6 +148,7 @@ class Corpus(StudyWrites):
         factory: str | None = None,
         synchronous: Synchronous = "full",
         reserve_bytes: int = RESERVE_BYTES,
+        memory_map: bool | None = None,
     ) -> Corpus:
         """Open a corpus; one of an older format version is brought to the current one first.
 
@@ -155,7 +161,13 @@ class Corpus(StudyWrites):
         NotReadyError
             Another process uses it.
         """
-        corpus = cls(path.absolute(), factory=factory, synchronous=synchronous, reserve_bytes=reserve_bytes)
+        corpus = cls(
+            path.absolute(),
+            factory=factory,
+            synchronous=synchronous,
+            reserve_bytes=reserve_bytes,
+            memory_map=memory_map,
+        )
         if corpus.fingerprint != fingerprint:
             corpus.close()
             raise FingerprintMismatchError(got=corpus.fingerprint, expected=fingerprint, what="corpus")
@@ -223,29 +235,52 @@ class Corpus(StudyWrites):
         """Build what approximate indexes the size calls for, and save the indexes; searches and writes go on."""
         for cache in self._caches.values():
             cache.compact()
-        with self._writer.exclusive():
-            self._writer.check(grows=False)
-            for cache in self._caches.values():
-                cache.save()
+        for each in self._snapshotted:
+            each.save()
 
     def close(self) -> None:
         """Save the indexes, release files and locks; harmless when done twice."""
         self.audit.close()
-        with self._writer.exclusive():
+        with self._closing:
             if self._closed:
                 return
             self._closed = True
             with self._resources:
                 for cache in (*self._caches.values(), *self._filling.values()):
                     cache.close()
-                if not self.writable:  # the indexes may lack what is stored
-                    return
-                for cache in self._caches.values():
-                    cache.save()
                 try:
-                    self._writer.checkpoint("TRUNCATE")
+                    if self.writable:  # else the indexes may lack what is stored
+                        for each in self._snapshotted:
+                            each.save()
+                        self._writer.checkpoint("TRUNCATE")
                 except MmecgError as error:
-                    _LOG.error("the log was not moved into the database; that is done at the next start: %s", error)
+                    _LOG.error("the end of the log is worked off at the next start: %s", error)
+
+    @property
+    def _snapshotted(self) -> tuple[MetadataTable | IndexCache, ...]:
+        """What has snapshots of its own."""
+        return self._table, *self._caches.values()
+
+    def _load(self, stack: ExitStack, factory: str | None, memory_map: bool) -> None:
+        """Load the table and the indexes, at the same time: most of it is reading files, and adding them up."""
+        folder = self.path / "index"
+        with ThreadPoolExecutor(1 + len(MODALITIES), "load") as pool:
+            table = pool.submit(MetadataTable, folder, self._database, self._writer)
+            caches = {
+                modality: pool.submit(
+                    IndexCache, folder, modality, self._database, self._writer, factory=factory, memory_map=memory_map
+                )
+                for modality in MODALITIES
+            }
+        for cache in caches.values():
+            if cache.exception() is None:
+                stack.callback(cache.result().close)  # harmless when it was replaced since
+        self._caches = {modality: cache.result() for modality, cache in caches.items()}
+        self._table = table.result()
+
+    def _close_database(self) -> None:
+        with self._writer.exclusive():
+            self._database.close()
 
     def _current(self) -> PassingRows:
         table, passing = self.metadata(), self._passing

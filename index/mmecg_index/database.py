@@ -140,6 +140,8 @@ class Database:
         Key of the hashes that are stored, and of page tokens.
     factory : str, optional
         FAISS factory string that was asked for.
+    memory_map : bool
+        Whether indexes are mapped.
 
     Raises
     ------
@@ -172,6 +174,7 @@ class Database:
         self.dim: int = dim
         self.secret: bytes = secret
         self.factory: str | None = settings.get("factory")
+        self.memory_map: bool = settings.get("memory_map") == "1"
 
     @property
     def sequence(self) -> int:
@@ -179,11 +182,15 @@ class Database:
         with self.reading() as connection:
             return int(connection.execute("SELECT sequence FROM corpus").fetchone()[0])
 
-    def remember_factory(self, factory: str) -> None:
-        """Store the FAISS factory string that was asked for, for the next time the corpus is opened."""
-        if factory != self.factory:
-            self.writer.execute("INSERT OR REPLACE INTO settings VALUES ('factory', ?)", (factory,))
-            self.factory = factory
+    def remember(self, factory: str | None, memory_map: bool) -> None:
+        """Store how the indexes were asked for, for the next time the corpus is opened."""
+        before = {"factory": self.factory, "memory_map": "1" if self.memory_map else None}
+        for name, value in {"factory": factory, "memory_map": "1" if memory_map else None}.items():
+            if value != before[name] and value is None:
+                self.writer.execute("DELETE FROM settings WHERE name = ?", (name,))
+            elif value != before[name]:
+                self.writer.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (name, value))
+        self.factory, self.memory_map = factory, memory_map
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:

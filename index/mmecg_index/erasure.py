@@ -33,7 +33,7 @@ from mmecg_index.audit import audited, digest
 from mmecg_index.cache import IndexCache
 from mmecg_index.database import Database, select_in
 from mmecg_index.reading import reading
-from mmecg_index.table import MetadataTable
+from mmecg_index.table import METADATA, MetadataTable
 from mmecg_index.traces import Trace, find_traces, wanted_of
 from mmecg_index.writer import Writer, Written
 from mmecg_index.writes import remove_rows
@@ -175,7 +175,7 @@ class Eraser:
     def _sweep(self) -> None:
         """Delete what else lies beside the indexes: it is made anew from the store."""
         for path in (self._directory / "index").glob("*"):
-            if path.name.partition("-")[0] not in MODALITIES:
+            if path.name.partition("-")[0] not in (*MODALITIES, METADATA):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def _empty_log(self) -> None:

@@ -16,7 +16,6 @@ a thread of low priority, with a rest after each batch.
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import os
 import sqlite3
@@ -43,6 +42,16 @@ from mmecg_index.cache import IndexCache
 from mmecg_index.codec import check_study, decode_study, encode_vector
 from mmecg_index.corpus import Corpus
 from mmecg_index.database import next_sequence
+from mmecg_index.progress import (
+    CancelledError,
+    Cursor,
+    count_done,
+    end,
+    forget_outgrown,
+    mark_outgrown,
+    read_cursor,
+    write_cursor,
+)
 from mmecg_index.writer import Written
 
 BATCH = 16
@@ -51,26 +60,10 @@ BATCH = 16
 LAST = 4
 """Studies that may be left when writes are told to wait; twice as many at each further attempt."""
 
-FORGET_ROWS = 500
-"""Studies whose old embeddings are deleted in one transaction."""
-
 _NICE = 10
-_CURSOR, _OUTGROWN = "reembedding", "outgrown"
 _LOG = logging.getLogger(__name__)
 
 Vectors = Mapping[str, NDArray[np.float32]]
-
-
-class CancelledError(MmecgError):
-    """A re-embedding was told to end; it goes on where it was when it is started again."""
-
-
-class Cursor(NamedTuple):
-    """How far a re-embedding is: to which space, and the last study that has its embeddings."""
-
-    fingerprint: str
-    sequence: int = -1
-    row: int = -1
 
 
 class _Found(NamedTuple):
@@ -183,14 +176,14 @@ class Reembedding:
                 self._cursor = before
             else:
                 if before is not None:
-                    _mark_outgrown(connection)
+                    mark_outgrown(connection)
                 self._cursor = Cursor(self._encoder.fingerprint)
-                _write_cursor(connection, self._cursor)
+                write_cursor(connection, self._cursor)
             return Written()
 
         self._corpus._writer.write(operation)
         with self._corpus._database.reading() as connection:
-            self._studies = _count_done(connection, self._cursor)
+            self._studies = count_done(connection, self._cursor)
 
     def _fill(self, embed: Callable[[Sequence[_Found]], Sequence[Vectors]], *, rests: bool = True) -> None:
         """Embed and store what is left."""
@@ -232,7 +225,7 @@ class Reembedding:
             if now == (each.sequence,):  # else it is gone, or comes again
                 rows = [encode_vector(each.row, name, self._cursor.fingerprint, one) for name, one in made.items()]
                 connection.executemany("INSERT OR REPLACE INTO embeddings VALUES (?, ?, ?, ?, ?)", rows)
-        _write_cursor(connection, self._cursor._replace(sequence=found[-1].sequence, row=found[-1].row))
+        write_cursor(connection, self._cursor._replace(sequence=found[-1].sequence, row=found[-1].row))
         return Written()
 
     def _advance(self, found: Sequence[_Found]) -> None:
@@ -245,7 +238,15 @@ class Reembedding:
         corpus, name = self._corpus, self._encoder.fingerprint
         folder, factory = corpus.path / "index", corpus._database.factory
         caches = {
-            modality: IndexCache(folder, modality, corpus._database, factory=factory, fingerprint=name)
+            modality: IndexCache(
+                folder,
+                modality,
+                corpus._database,
+                corpus._writer,
+                factory=factory,
+                memory_map=corpus._database.memory_map,
+                fingerprint=name,
+            )
             for modality in MODALITIES
         }
         with corpus._writer.exclusive():
@@ -311,8 +312,7 @@ class Reembedding:
             nonlocal sequence
             sequence = next_sequence(connection)  # so that no snapshot of the old space has the number of a new one
             connection.execute("UPDATE corpus SET fingerprint = ?", (self._encoder.fingerprint,))
-            connection.execute("DELETE FROM settings WHERE name = ?", (_CURSOR,))
-            _mark_outgrown(connection)
+            end(connection)
 
         corpus._writer.write_exclusively(operation)
         # In this order: who finds a new index must find the new fingerprint too, see SpaceView.
@@ -331,95 +331,13 @@ class Reembedding:
         if erased:
             for cache in corpus._caches.values():
                 cache.purge()
-        with corpus._writer.exclusive():
-            corpus._writer.check(grows=False)
-            for cache in corpus._caches.values():
-                cache.save_purged()
+        for each in corpus._snapshotted:
+            each.save_purged()
 
     def _check(self, pause_s: float = 0.0) -> None:
         """Rest, and raise ``CancelledError`` when told to end."""
         if self._cancel.wait(pause_s):
             raise CancelledError("the re-embedding was ended; start it again to go on")
-
-
-def read_cursor(connection: sqlite3.Connection) -> Cursor | None:
-    """Return how far a re-embedding is that has not ended; None if there is none."""
-    found = connection.execute("SELECT value FROM settings WHERE name = ?", (_CURSOR,)).fetchone()
-    return None if found is None else Cursor(**json.loads(found[0]))
-
-
-def read_progress(connection: sqlite3.Connection) -> Reindexing | None:
-    """Return the state of a re-embedding that has not ended; None if there is none."""
-    cursor = read_cursor(connection)
-    if cursor is None:
-        return None
-    (total,) = connection.execute("SELECT count(*) FROM studies").fetchone()
-    return Reindexing(cursor.fingerprint, False, _count_done(connection, cursor), total)
-
-
-def abandon(corpus: Corpus) -> None:
-    """Give up a re-embedding that has not ended, and delete what it made."""
-
-    def operation(connection: sqlite3.Connection) -> Written:
-        connection.execute("DELETE FROM settings WHERE name = ?", (_CURSOR,))
-        _mark_outgrown(connection)
-        return Written()
-
-    corpus._writer.write(operation, grows=False)
-    forget_outgrown(corpus)
-
-
-def forget_outgrown(corpus: Corpus, cancel: threading.Event | None = None, *, rest: float = 1.0) -> None:
-    """Delete the embeddings of spaces that are neither the corpus's nor being filled; a few rows at a time.
-
-    Parameters
-    ----------
-    corpus : Corpus
-    cancel : threading.Event, optional
-        When set, ``CancelledError`` is raised.
-    rest : float
-        See :class:`Reembedding`.
-    """
-    cancel = cancel or threading.Event()
-    with corpus._database.reading() as connection:
-        mark = connection.execute("SELECT value FROM settings WHERE name = ?", (_OUTGROWN,)).fetchone()
-        (last,) = connection.execute("SELECT coalesce(max(row), 0) FROM embeddings").fetchone()
-    if mark is None:
-        return
-    for start in range(0, last + 1, FORGET_ROWS):
-        started = time.monotonic()
-        corpus._writer.write(partial(_forget, first=start), grows=False)
-        if cancel.wait(rest * (time.monotonic() - started)):
-            raise CancelledError("deleting old embeddings was ended; it goes on at the next start")
-
-    def operation(connection: sqlite3.Connection) -> Written:
-        connection.execute("DELETE FROM settings WHERE name = ? AND value = ?", (_OUTGROWN, *mark))
-        return Written()
-
-    corpus._writer.write(operation, grows=False)
-
-
-def _forget(connection: sqlite3.Connection, first: int) -> Written:
-    cursor = read_cursor(connection)
-    connection.execute(
-        "DELETE FROM embeddings WHERE row BETWEEN ? AND ? AND fingerprint NOT IN ((SELECT fingerprint FROM corpus), ?)",
-        (first, first + FORGET_ROWS - 1, cursor.fingerprint if cursor else ""),
-    )
-    return Written()
-
-
-def _write_cursor(connection: sqlite3.Connection, cursor: Cursor) -> None:
-    connection.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (_CURSOR, json.dumps(cursor._asdict())))
-
-
-def _mark_outgrown(connection: sqlite3.Connection) -> None:
-    """Say that there are embeddings of a space that is no longer wanted."""
-    connection.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (_OUTGROWN, os.urandom(8).hex()))
-
-
-def _count_done(connection: sqlite3.Connection, cursor: Cursor) -> int:
-    query = "SELECT count(*) FROM studies WHERE (sequence, row) <= (?, ?)"
-    return int(connection.execute(query, cursor[1:]).fetchone()[0])
 
 
 def _embed_what_goes(encoder: Encoder, study: Study, include_later_notes: bool) -> Vectors:

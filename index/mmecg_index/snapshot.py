@@ -99,7 +99,7 @@ def load_index(path: Path, *, fingerprint: str, memory_map: bool = False) -> tup
         manifest["dim"], fingerprint, factory=manifest["requested_factory"], target_recall=manifest["target_recall"]
     )
     try:
-        segment, tail = read_segment(path, manifest, memory_map=memory_map), _read_exact(path, memory_map=memory_map)
+        segment, tail = _read_segment(path, manifest, memory_map=memory_map), _read_exact(path, memory_map=memory_map)
         if memory_map and segment.ann is None:  # What is mapped is never added to, so it is no tail.
             segment, tail = tail, empty_block(index.dim)
         elif memory_map:
@@ -114,8 +114,12 @@ def load_index(path: Path, *, fingerprint: str, memory_map: bool = False) -> tup
     return index, int(manifest["sequence"])
 
 
-def read_segment(path: Path, manifest: dict[str, Any], *, memory_map: bool) -> Block:
-    """Return the segment of a snapshot that was checked."""
+def map_segment(path: Path) -> Block:
+    """Return the segment of a snapshot that this process has just written."""
+    return _read_segment(path, read_manifest(path), memory_map=True)
+
+
+def _read_segment(path: Path, manifest: dict[str, Any], *, memory_map: bool) -> Block:
     described = manifest["ann"]
     if described is None:
         return empty_block(manifest["dim"])

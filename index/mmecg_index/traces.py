@@ -56,6 +56,7 @@ def wanted_of(connection: sqlite3.Connection, subject_ids: Sequence[str]) -> Wan
         rows.append(row)
         ids.append(study_id)
         contents += [document.encode(), *(text.encode() for text in _texts(json.loads(document)))]
+        contents.append(_lowered(document).encode())
         contents += [] if signal is None else [signal]
     contents += [vector for (vector,) in select_in(connection, "SELECT vector FROM embeddings", "row", rows)]
     return Wanted(tuple(ids), tuple(contents))
@@ -92,6 +93,12 @@ def find_traces(directory: Path, connection: sqlite3.Connection, wanted: Wanted)
     return _joined(traces)
 
 
+def _lowered(document: str) -> str:
+    """Return the text of the report as the metadata table holds it."""
+    report = json.loads(document)["report"]
+    return report["text"].lower() if report else ""
+
+
 def _texts(value: Any) -> Iterator[str]:
     """Yield the texts of a document, however deep."""
     if isinstance(value, str):
@@ -109,8 +116,10 @@ def _runs_of_others(connection: sqlite3.Connection, runs: set[bytes]) -> set[byt
     if not runs:
         return set()
     wanted = Runs(sorted(runs))
+    connection.create_function("lowered", 1, _lowered, deterministic=True)
     tables = (
         "SELECT document, signal FROM studies",
+        "SELECT lowered(document) FROM studies",
         "SELECT vector FROM embeddings",
         "SELECT time || principal || method || outcome || request_id FROM audit",
         "SELECT sql FROM sqlite_master",
@@ -133,12 +142,13 @@ def _id_of_others(connection: sqlite3.Connection, wanted_id: str) -> bool:
     """Return True if an id is part of what is in the corpus now."""
     queries = (
         "SELECT 1 FROM studies WHERE instr(study_id || subject_id || sort_time, :text) "
-        "OR instr(document, :text) OR instr(signal, :bytes) LIMIT 1",
+        "OR instr(document, :text) OR instr(lowered(document), :text) OR instr(signal, :bytes) LIMIT 1",
         "SELECT 1 FROM embeddings WHERE instr(fingerprint, :text) OR instr(vector, :bytes) LIMIT 1",
         "SELECT 1 FROM audit WHERE instr(time || principal || method || outcome || request_id, :text) LIMIT 1",
         "SELECT 1 FROM sqlite_master WHERE instr(sql, :text) LIMIT 1",
     )
     values = {"text": wanted_id, "bytes": wanted_id.encode()}
+    connection.create_function("lowered", 1, _lowered, deterministic=True)
     return any(connection.execute(query, values).fetchone() for query in queries)
 
 

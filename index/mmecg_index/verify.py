@@ -18,15 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 
 from mmecg.administration import Verification as Verification
 from mmecg.embedding import MODALITIES
 from mmecg.errors import ArtifactError, IndexFormatError, MmecgError
 from mmecg_index import audit, schema
-from mmecg_index.codec import content_hash, decode_study, study_checksum, vector_checksum
+from mmecg_index.codec import content_hash, decode_study, metadata_record, study_checksum, vector_checksum
 from mmecg_index.database import sort_time
 from mmecg_index.reading import FILE, View, reading
 from mmecg_index.snapshot import load_index
+from mmecg_index.table import METADATA, load_table
 
 BACKUP_MANIFEST = "BACKUP.json"
 BACKUP_FORMAT, BACKUP_VERSION = "mmecg-backup", 1
@@ -206,8 +208,9 @@ def _check_snapshots(view: View, directory: Path, findings: Counter[str]) -> dic
     for path in sorted((directory / "index").glob("*-*")):
         if path.name.startswith("."):
             continue
+        check = _check_table if path.name.startswith(f"{METADATA}-") else _check_snapshot
         try:
-            problem = _check_snapshot(view, path)
+            problem = check(view, path)
         except ArtifactError as error:
             if not path.exists():  # a server has put a newer one in its place
                 continue
@@ -237,16 +240,37 @@ def _check_snapshot(view: View, path: Path) -> str:
         for row, vector in batch:
             if found.pop(row, None) != np.frombuffer(vector, "<f4").astype(np.float32).tobytes():
                 return "does not hold the vectors of the store"
-    # What is left was deleted or replaced since; then the store says so.
-    changed = {
-        row
-        for (row,) in view.connection.execute(
-            "SELECT row FROM deletions WHERE sequence > :saved UNION ALL "
-            "SELECT row FROM studies WHERE sequence > :saved",
-            {"saved": saved},
-        )
-    }
-    return "holds vectors that the store has not" if found.keys() - changed else ""
+    return "holds vectors that the store has not" if found.keys() - _changed_since(view, saved) else ""
+
+
+def _check_table(view: View, path: Path) -> str:
+    """Return what is wrong; empty if each row is what the store says, and those up to its sequence number are there."""
+    table, saved = load_table(path, fingerprint=view.fingerprint)
+    if saved > view.sequence:
+        return ""
+    cursor = view.connection.execute(
+        "SELECT row, study_id, subject_id, document, crc FROM studies WHERE sequence <= ? ORDER BY row", (saved,)
+    )
+    known: set[int] = set()
+    while batch := cursor.fetchmany(_BATCH):
+        rows = [row for row, *_ in batch]
+        there = table.filter(pl.col("row").is_between(rows[0], rows[-1]) & pl.col("row").is_in(rows))
+        if there["row"].to_list() != rows:
+            return "does not hold the studies of the store"
+        known.update(rows)
+        for found, (row, study_id, subject_id, document, crc) in zip(there.iter_rows(), batch, strict=True):
+            whole = view.version < 2 or study_checksum(study_id, subject_id, document) == crc
+            if whole and metadata_record(row, study_id, subject_id, document) != found:
+                return "does not hold what the store says"
+    return "holds studies that the store has not" if set(table["row"]) - known - _changed_since(view, saved) else ""
+
+
+def _changed_since(view: View, saved: int) -> set[int]:
+    """Return the rows that were deleted or replaced after a sequence number."""
+    query = (
+        "SELECT row FROM deletions WHERE sequence > :saved UNION ALL SELECT row FROM studies WHERE sequence > :saved"
+    )
+    return {row for (row,) in view.connection.execute(query, {"saved": saved})}
 
 
 def _check_audit(view: View, _: Path, findings: Counter[str]) -> dict[str, Any]:

@@ -281,14 +281,15 @@ def test_an_old_snapshot_is_caught_up(corpus: Corpus, factory: str, tmp_path: Pa
 def test_a_bad_snapshot_is_rebuilt_never_served(corpus: Corpus, damage: str) -> None:
     corpus.close()
     paths = sorted((corpus.path / "index").iterdir())
-    assert len(paths) == 3
+    assert len(paths) == 4
     for path in paths:
         if damage == "missing":
             shutil.rmtree(path)
         elif damage == "damaged":
-            content = bytearray((path / "tail_vectors.npy").read_bytes())
+            (file,) = [*path.glob("tail_vectors.npy"), *path.glob("table.arrow")]
+            content = bytearray(file.read_bytes())
             content[300] ^= 1
-            (path / "tail_vectors.npy").write_bytes(content)
+            file.write_bytes(content)
     if damage == "newer than the database":
         with sqlite3.connect(corpus.path / "corpus.sqlite") as connection:
             connection.execute("UPDATE corpus SET sequence = 0")
@@ -302,7 +303,7 @@ def test_snapshots_do_not_pile_up(corpus: Corpus) -> None:
     for number in range(3):
         corpus.upsert([study(number)], [embedding(number + 500)])
         corpus.compact()
-    assert len(list((corpus.path / "index").iterdir())) == 3
+    assert len(list((corpus.path / "index").iterdir())) == 4
 
 
 def test_another_fingerprint_is_refused(corpus: Corpus) -> None:
@@ -335,12 +336,28 @@ def test_foreign_and_damaged_databases_are_refused(corpus: Corpus, tmp_path: Pat
     with sqlite3.connect(foreign) as connection:
         connection.execute("CREATE TABLE t (x)")
     connection.close()
+    for path in (corpus.path / "index").glob("metadata-*"):  # else it is found when the study is read
+        shutil.rmtree(path)
     for bad in (b"", b"not a database" * 500, good[:5000], foreign.read_bytes(), good[:at] + b"B" + good[at + 1 :]):
         file.write_bytes(bad)
         with pytest.raises(IndexFormatError):
             Corpus.open(corpus.path, FINGERPRINT)
     file.write_bytes(good)
     Corpus.open(corpus.path, FINGERPRINT).close()
+
+
+def test_a_damaged_document_is_reported_when_it_is_read(corpus: Corpus) -> None:
+    corpus.close()
+    with sqlite3.connect(corpus.path / "corpus.sqlite") as connection:
+        connection.execute("UPDATE studies SET document = replace(document, 'Atrial', 'Btrial') WHERE study_id = 's1'")
+    connection.close()
+    again = Corpus.open(corpus.path, FINGERPRINT)
+    table = again.metadata().filter(pl.col("study_id") == "s1")
+    assert table["text"].str.starts_with("atrial").all(), "the snapshot is what was stored"
+    with pytest.raises(IndexFormatError):
+        again.get(["s1"])
+    assert again.get(["s2"])
+    again.close()
 
 
 def test_a_damaged_signal_is_reported_when_it_is_read(corpus: Corpus) -> None:

@@ -21,8 +21,9 @@ import numpy as np
 import pytest
 from mmecg_index.backup import back_up, restore
 from mmecg_index.corpus import Corpus
+from mmecg_index.progress import CancelledError, abandon, forget_outgrown, read_progress
 from mmecg_index.reading import reading
-from mmecg_index.reembed import CancelledError, Reembedding, abandon, forget_outgrown, read_progress
+from mmecg_index.reembed import Reembedding
 from mmecg_index.verify import verify
 
 from mmecg.ecg import LEADS, Ecg
@@ -146,7 +147,7 @@ def test_the_corpus_is_switched_and_nothing_of_the_old_space_is_left(path):
         assert verify(path).findings == ()
         Retriever(NEW, corpus).ingest([make_study(COUNT)])
     assert stored_spaces(path).keys() == {NEW.fingerprint}
-    assert len(list((path / "index").iterdir())) == 3
+    assert len(list((path / "index").iterdir())) == 4
     with Corpus.open(path, NEW.fingerprint) as corpus:
         check_complete(corpus, originals() | {f"study-{COUNT:03d}": make_study(COUNT)})
     with pytest.raises(FingerprintMismatchError):

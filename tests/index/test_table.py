@@ -9,6 +9,7 @@ import numpy as np
 from mmecg_index import table
 from mmecg_index.corpus import Corpus
 from mmecg_index.database import Database
+from mmecg_index.writer import Writer
 
 from mmecg.search import METADATA_SCHEMA
 
@@ -20,7 +21,9 @@ def record(row: int, site: str) -> tuple[Any, ...]:
 def test_it_is_what_a_dict_would_be(tmp_path: Path) -> None:
     Corpus.create(tmp_path / "corpus", "f" * 64, dim=8).close()
     database = Database(tmp_path / "corpus" / "corpus.sqlite")
-    metadata, model, last = table.MetadataTable(database), {}, 0
+    metadata = table.MetadataTable(tmp_path / "index", database, Writer(database, lambda written: None))
+    model: dict[int, tuple[Any, ...]] = {}
+    last = 0
     random = np.random.default_rng(0)
     for step in range(400):
         changes: dict[int, tuple[Any, ...] | None] = {}
