@@ -219,6 +219,8 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]  # not 
         except GeneratorExit:  # the client of a stream has left, or takes no answers
             code = grpc.StatusCode.CANCELLED
             raise
+        except grpc.RpcError:  # the requests of a stream end so when its client has left
+            code = grpc.StatusCode.CANCELLED
         except Exception as error:
             failure = error
             status = report(error, request if isinstance(request, Message) else None)
