@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,21 @@ _UPDATE_ATTEMPTS = 8
 
 Vector = NDArray[np.float32]
 Item = TypeVar("Item")
+
+
+class Prepared(NamedTuple):
+    """Studies on their way into a corpus.
+
+    Attributes
+    ----------
+    recipes : list of str
+        How the embeddings of each were made.
+    embeddings : list of mapping of modality to float32, shape (dim,), unit norm
+        None for a study that is stored just so.
+    """
+
+    recipes: list[str]
+    embeddings: list[Mapping[str, Vector] | None]
 
 
 class Ingester:
@@ -71,6 +86,7 @@ class Ingester:
         include_later_notes: bool = False,
         etags: Sequence[str | None] | None = None,
         requests: Sequence[WriteRequest | None] | None = None,
+        prepared: Prepared | None = None,
     ) -> list[int]:
         """Embed studies that are not stored just so already, and store them durably in one commit, or none of them.
 
@@ -84,25 +100,43 @@ class Ingester:
             See :meth:`ingest`.
         etags, requests
             See :meth:`mmecg.search.CorpusStore.store`, also for what is raised.
+        prepared : Prepared, optional
+            What :meth:`prepare` made of the same studies.
 
         Returns
         -------
         list of int
             Sequence number of each study's last change.
         """
-        given = given or [{}] * len(studies)
-        recipes = [_recipe(one, include_later_notes=include_later_notes) for one in given]
-        known = self.corpus.unchanged(studies, recipes)
+        prepared = prepared or self.prepare(studies, given=given, include_later_notes=include_later_notes)
         while True:
-            new = [study for study, same in zip(studies, known, strict=True) if not same]
-            made = iter(self.embed_studies(new, include_later_notes=include_later_notes) if new else ())
-            embeddings = [None if same else {**next(made), **one} for same, one in zip(known, given, strict=True)]
+            recipes, embeddings = prepared
             try:
                 return self.corpus.store(studies, embeddings, recipes=recipes, etags=etags, requests=requests)
             except ConflictError:  # perhaps others changed meanwhile what was known
-                before, known = known, self.corpus.unchanged(studies, recipes)
-                if known == before:
+                before = [one is None for one in embeddings]
+                prepared = self.prepare(studies, given=given, include_later_notes=include_later_notes)
+                if [one is None for one in prepared.embeddings] == before:
                     raise
+
+    def prepare(
+        self,
+        studies: Sequence[Study],
+        *,
+        given: Sequence[Mapping[str, Vector]] | None = None,
+        include_later_notes: bool = False,
+    ) -> Prepared:
+        """Embed studies that are not stored just so already; the slow part of :meth:`store`, which may come earlier."""
+        given = given or [{}] * len(studies)
+        recipes = [_recipe(one, include_later_notes=include_later_notes) for one in given]
+        known = self.corpus.unchanged(studies, recipes)
+        new = [(study, one) for study, one, same in zip(studies, given, known, strict=True) if not same]
+        made = iter(
+            embed_studies(
+                self.encoder, [study for study, _ in new], [include_later_notes] * len(new), [one for _, one in new]
+            )
+        )
+        return Prepared(recipes, [None if same else next(made) for same in known])
 
     def update(
         self,
@@ -155,24 +189,25 @@ class Ingester:
                 return sequence
         raise OverloadedError(f"others changed the study {_UPDATE_ATTEMPTS} times meanwhile; send it again")
 
-    def embed_studies(
-        self, studies: Sequence[Study], *, include_later_notes: bool = False
-    ) -> list[Mapping[str, Vector]]:
-        """Return the embedding of each modality that each study has; see :meth:`ingest`."""
-        return embed_studies(self.encoder, studies, [include_later_notes] * len(studies))
-
 
 def embed_studies(
-    encoder: Encoder, studies: Sequence[Study], include_later_notes: Sequence[bool]
+    encoder: Encoder,
+    studies: Sequence[Study],
+    include_later_notes: Sequence[bool],
+    given: Sequence[Mapping[str, Vector]] | None = None,
 ) -> list[Mapping[str, Vector]]:
-    """Return the embedding of each modality that each study has; see :meth:`Ingester.ingest`."""
-    parts: list[dict[str, Vector]] = [{} for _ in studies]
+    """Return the embedding of each modality that each study has, those that are given as they are.
+
+    See :meth:`Ingester.ingest`.
+    """
+    parts: list[dict[str, Vector]] = [dict(one) for one in given] if given else [{} for _ in studies]
     texts = [
-        study_text(study, include_later_notes=later) or None
-        for study, later in zip(studies, include_later_notes, strict=True)
+        None if "text" in part else study_text(study, include_later_notes=later) or None
+        for study, later, part in zip(studies, include_later_notes, parts, strict=True)
     ]
-    vitals = [None if study.vitals.is_empty() else study.vitals for study in studies]
-    encode_into("ecg", encoder.encode_ecg, [study.ecg for study in studies], parts)
+    pairs = list(zip(studies, parts, strict=True))
+    vitals = [None if "vitals" in part or study.vitals.is_empty() else study.vitals for study, part in pairs]
+    encode_into("ecg", encoder.encode_ecg, [None if "ecg" in part else study.ecg for study, part in pairs], parts)
     encode_into("text", encoder.encode_text, texts, parts)
     try:
         encode_into("vitals", encoder.encode_vitals, vitals, parts)

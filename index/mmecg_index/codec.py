@@ -22,10 +22,8 @@ from mmecg.vitals import Vitals
 _GAINS = (1000.0, 200.0, 204.8, 205.0, 400.0, 500.0, 1024.0, 100.0, 4000.0, 2000.0)
 """Usual gains of recorders and public databases, counts per millivolt."""
 
-_ZLIB_LEVEL = 3
-
-DOCUMENT_VERSION = 1
-"""Of what :func:`encode_study` writes; a document without a number is of version 1."""
+DOCUMENT_VERSION = 2
+"""Of what :func:`encode_study` writes; a document without a number is of version 1, which has no ``count planes``."""
 
 
 def content_hash(study: Study, secret: bytes) -> bytes:
@@ -125,20 +123,19 @@ def encode_signal(signal: NDArray[np.float32]) -> tuple[dict[str, Any], bytes]:
         if _same_bits(_to_millivolt(whole, gain), signal):
             # Differences of neighbouring samples compress far better; int16 wraps around, so nothing is lost.
             steps = np.diff(whole, axis=1, prepend=np.int16(0)).astype("<i2")
-            return described | {"encoding": "counts", "gain": gain}, zlib.compress(steps.tobytes(), _ZLIB_LEVEL)
-    planes = np.ascontiguousarray(signal.astype("<f4")).view(np.uint8).reshape(-1, 4).T
-    return described | {"encoding": "float32"}, zlib.compress(planes.tobytes(), _ZLIB_LEVEL)
+            return described | {"encoding": "count planes", "gain": gain}, _compress(_planes(steps))
+    return described | {"encoding": "float32"}, _compress(_planes(signal.astype("<f4")))
 
 
 def decode_signal(described: dict[str, Any], data: bytes) -> NDArray[np.float32]:
     """Return the signal that :func:`encode_signal` encoded, bit by bit."""
     raw = zlib.decompress(data)
     shape = (len(LEADS), int(described["samples"]))
-    if described["encoding"] == "counts":
-        steps = np.frombuffer(raw, "<i2").reshape(shape)
+    if described["encoding"] in ("counts", "count planes"):
+        together = raw if described["encoding"] == "counts" else _joined(raw, 2)
+        steps = np.frombuffer(together, "<i2").reshape(shape)
         return _to_millivolt(np.cumsum(steps, axis=1, dtype=np.int16), float(described["gain"]))
-    planes = np.frombuffer(raw, np.uint8).reshape(4, -1)
-    return np.ascontiguousarray(planes.T).view("<f4").reshape(shape).astype(np.float32, copy=False)
+    return np.frombuffer(_joined(raw, 4), "<f4").reshape(shape).astype(np.float32)
 
 
 def study_checksum(study_id: str, subject_id: str, document: str) -> int:
@@ -201,6 +198,21 @@ def _decode_ecg(described: dict[str, Any], data: bytes) -> Ecg:
 
 def _to_millivolt(counts: NDArray[np.int16], gain: float) -> NDArray[np.float32]:
     return (counts.astype(np.float64) / gain).astype(np.float32)
+
+
+def _planes(values: NDArray[np.generic]) -> bytes:
+    """Return the first bytes of all values, then the second ones, and so on: like stands beside like."""
+    return np.ascontiguousarray(values).view(np.uint8).reshape(-1, values.itemsize).T.tobytes()
+
+
+def _joined(planes: bytes, itemsize: int) -> bytes:
+    return np.frombuffer(planes, np.uint8).reshape(itemsize, -1).T.tobytes()
+
+
+def _compress(data: bytes) -> bytes:
+    """Compress by Huffman codes and runs; looking for longer repeats takes twice the time, and finds none."""
+    compressor = zlib.compressobj(1, strategy=zlib.Z_RLE)
+    return compressor.compress(data) + compressor.flush()
 
 
 def _same_bits(one: NDArray[np.float32], other: NDArray[np.float32]) -> bool:

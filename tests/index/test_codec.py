@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import zlib
 from datetime import UTC, datetime
 
 import numpy as np
@@ -32,8 +33,15 @@ def test_any_signal_comes_back_bit_by_bit(signal: np.ndarray) -> None:
 def test_a_recorders_counts_are_found_and_come_back(counts: np.ndarray, gain: float) -> None:
     signal = (counts / gain).astype(np.float32)
     described, data = encode_signal(signal)
-    assert described["encoding"] == "counts"
+    assert described["encoding"] == "count planes"
     assert bits(decode_signal(described, data)) == bits(signal)
+
+
+def test_what_documents_of_version_1_hold_is_read() -> None:
+    counts = np.random.default_rng(0).integers(-900, 900, (12, 200)).astype(np.int16)
+    steps = np.diff(counts, axis=1, prepend=np.int16(0)).astype("<i2")
+    described = {"samples": 200, "encoding": "counts", "gain": 1000.0}
+    assert bits(decode_signal(described, zlib.compress(steps.tobytes(), 3))) == bits(counts / 1000)
 
 
 def test_negative_zero_survives() -> None:
@@ -122,8 +130,8 @@ def test_a_damaged_document_or_vector_is_refused() -> None:
 
 def test_a_document_of_a_later_release_is_refused() -> None:
     document, signal = encode_study(full_study())
-    assert document.startswith('{"version":1,')
-    with pytest.raises(IndexFormatError, match="format version 2, expected at most 1; open the corpus with"):
-        decode_study("s1", "p", document.replace('"version":1', '"version":2'), signal)
-    without = document.replace('"version":1,', "")
+    assert document.startswith('{"version":2,')
+    with pytest.raises(IndexFormatError, match="format version 3, expected at most 2; open the corpus with"):
+        decode_study("s1", "p", document.replace('"version":2', '"version":3'), signal)
+    without = document.replace('"version":2,', "")
     assert decode_study("s1", "p", without, signal).report == full_study().report
