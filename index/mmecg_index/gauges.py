@@ -44,6 +44,18 @@ class IndexGauges:
         When the newest snapshot was written, seconds since 1970.
     compaction_s : float, optional
         Duration of the last compaction since the corpus was opened.
+    engine : str
+        FAISS factory string of the approximate index; "exact" without one.
+    effort : int, optional
+        ``efSearch`` or ``nprobe`` that the approximate index was tuned to.
+    recall : float, optional
+        Recall@10 that was measured when it was built.
+    snapshot_sequence : int
+        Sequence number of the newest snapshot; -1 if there is none.
+    snapshot_bytes : int
+        Its size on the disk.
+    memory_mapped : bool
+        True if the vectors of the large part are mapped from the snapshot.
     """
 
     rows: int
@@ -52,6 +64,12 @@ class IndexGauges:
     unsaved_commits: int
     snapshot_at: float | None
     compaction_s: float | None
+    engine: str
+    effort: int | None
+    recall: float | None
+    snapshot_sequence: int
+    snapshot_bytes: int
+    memory_mapped: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +113,7 @@ def read_gauges(
     indexes = {}
     for modality, cache in caches.items():
         state = cache.index.state
+        ann = state.segment.ann
         indexes[modality] = IndexGauges(
             rows=len(state),
             tombstones=sum(len(block) - block.count for block in state.blocks),
@@ -102,6 +121,12 @@ def read_gauges(
             unsaved_commits=sequence - max(cache.saved, 0),
             snapshot_at=cache.snapshot_at,
             compaction_s=cache.index.compaction_s,
+            engine="exact" if ann is None else ann.factory,
+            effort=None if ann is None else ann.effort,
+            recall=None if ann is None else ann.recall,
+            snapshot_sequence=cache.saved,
+            snapshot_bytes=cache.snapshot_bytes,
+            memory_mapped=state.segment.mapped,
         )
     lag = 0 if searchable is None else max(sequence - searchable, 0)
     return CorpusGauges(studies=studies, sequence=sequence, index_lag=lag, writable=writable, indexes=indexes)

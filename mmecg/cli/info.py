@@ -28,6 +28,18 @@ _PACKAGES = (
     "protobuf",
     "wfdb",
 )
+_INDEX_ROWS = {
+    "engine": "engine",
+    "rows": "vectors",
+    "tail_rows": "of these scanned (tail)",
+    "tombstones": "removed, still there",
+    "effort": "search effort",
+    "recall": "recall@10 at build",
+    "memory_mapped": "memory-mapped",
+    "snapshot_bytes": "bytes of the snapshot",
+    "snapshot_sequence": "complete up to write",
+    "unsaved_commits": "writes behind the store",
+}
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -51,16 +63,21 @@ def run(args: argparse.Namespace) -> int:
 
     bundle = load_bundle(args.bundle)
     found: dict[str, dict[str, Any]] = {"versions": _versions(), "bundle": _describe(bundle)}
+    indexes: dict[str, dict[str, Any]] = {}
     if args.corpus is not None:
         from mmecg_index.corpus import Corpus
 
         with closing(Corpus.open(args.corpus, bundle.fingerprint)) as corpus:
             found["corpus"] = {"path": str(args.corpus), **asdict(corpus.stats())}
+            indexes = {name: asdict(gauges) for name, gauges in corpus.gauges().indexes.items()}
     if args.json:
-        print_json(found | {"card": bundle.card})
+        print_json(found | ({"indexes": indexes} if indexes else {}) | {"card": bundle.card})
         return 0
     for title, values in found.items():
         print_table(title, ["what", "value"], [[name, _plain(value)] for name, value in values.items()])
+    if indexes:
+        rows = [[what, *(_plain(index[name]) for index in indexes.values())] for name, what in _INDEX_ROWS.items()]
+        print_table("indexes", ["what", *indexes], rows)
     print(bundle.card)
     return 0
 
@@ -86,6 +103,12 @@ def _describe(bundle: Bundle) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
     if isinstance(value, dict):
         return ", ".join(f"{name} {count}" for name, count in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

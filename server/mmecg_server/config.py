@@ -271,6 +271,23 @@ class StorageConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class IndexConfig:
+    """How vectors are indexed. What is not set stays as the corpus remembers it.
+
+    Attributes
+    ----------
+    factory : str, optional
+        FAISS factory string of the approximate indexes (``HNSW32``, ``HNSW32_SQ8``, ``IVF4096,PQ64``, …), or ``Flat``;
+        by the number of vectors at first. Another one than before means that the indexes are built anew.
+    memory_map : bool, optional
+        Map the saved indexes instead of reading them into memory, for a corpus that is larger; false at first.
+    """
+
+    factory: str | None = None
+    memory_map: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServerConfig:
     """Configuration of ``python -m mmecg_server`` and ``mmecg serve``.
 
@@ -300,6 +317,8 @@ class ServerConfig:
         Time given to running calls after SIGTERM.
     storage : StorageConfig
         How the corpus is written.
+    index : IndexConfig
+        How vectors are indexed.
     limits : LimitsConfig
         What the server accepts.
     tls : TlsConfig
@@ -325,6 +344,7 @@ class ServerConfig:
     reflection: bool = True
     drain_s: float = 20.0
     storage: StorageConfig = field(default_factory=StorageConfig)
+    index: IndexConfig = field(default_factory=IndexConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     tls: TlsConfig = field(default_factory=TlsConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
