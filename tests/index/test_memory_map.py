@@ -164,6 +164,7 @@ def test_a_corpus_is_mapped_after_a_compaction_and_remembers_it(
         erased = corpus.erase_subject("patient-0004", check=True)
         assert (erased.studies, erased.traces) == (3, ())
         assert all(corpus.gauges().indexes[name].memory_mapped for name in MODALITIES), "what was built anew, too"
+        del cache
         gc.collect()  # of the corpus that was closed
         assert not [name for name in mapped_files() if str(path / "index") in name and "deleted" in name]
     with Corpus.open(path, FINGERPRINT, memory_map=False) as corpus:
