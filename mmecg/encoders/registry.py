@@ -121,8 +121,8 @@ class EncoderSpec:
     build : callable
         From hyper-parameters (JSON values; none: the published ones) to the network: an ``nn.Module`` that maps
         float32, shape (batch, leads, samples), to features, float32, shape (batch, feature_dim), and logits, float32,
-        shape (batch, labels), or None without a classifier. It is built on the meta device and then given its state, so all
-        its tensors are parameters or persistent buffers.
+        shape (batch, labels), or None without a classifier. It is built on the meta device and then given its state,
+        so all its tensors are parameters or persistent buffers.
     read_checkpoint : callable
         From the content of a published file (plain containers and tensors) to :class:`PublishedWeights`. Raises
         ``BundleError`` for the file of another model or other hyper-parameters.
