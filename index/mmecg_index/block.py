@@ -58,6 +58,11 @@ class Block:
         return int(np.count_nonzero(self.alive))
 
     @cached_property
+    def _tie_rows(self) -> NDArray[np.int64] | None:
+        """The rows by which equal scores are ordered; None if the positions are in that order anyway."""
+        return None if (np.diff(self.rows) > 0).all() else self.rows
+
+    @cached_property
     def living(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The rows that are alive, ascending, and their positions."""
         positions = np.flatnonzero(self.alive)
@@ -119,9 +124,9 @@ class Block:
         if positions is None and dead > max(k, 512):
             positions = self.living[1]
         if positions is not None:
-            return scan(self.matrix, queries, k, positions)
+            return scan(self.matrix, queries, k, positions, self._tie_rows)
         # A full scan runs four times as fast as one with a selector: take a few more, and drop the dead.
-        return first_passing(*scan(self.matrix, queries, k + dead), self.alive, k)
+        return first_passing(*scan(self.matrix, queries, k + dead, None, self._tie_rows), self.alive, k)
 
     def _approximate(
         self, ann: Ann, queries: NDArray[np.float32], k: int, passing: NDArray[np.bool_], count: int
@@ -149,16 +154,21 @@ class Block:
             left = left[~full]
         if len(left):
             chosen = np.flatnonzero(passing)
-            scores[left], positions[left] = scan(self.matrix, np.ascontiguousarray(queries[left]), k, chosen)
+            asked = np.ascontiguousarray(queries[left])
+            scores[left], positions[left] = scan(self.matrix, asked, k, chosen, self._tie_rows)
         return (scores, positions), len(left) == len(queries)
 
 
 def scan(
-    matrix: NDArray[np.float32], queries: NDArray[np.float32], k: int, positions: NDArray[np.int64] | None = None
+    matrix: NDArray[np.float32],
+    queries: NDArray[np.float32],
+    k: int,
+    positions: NDArray[np.int64] | None = None,
+    rows: NDArray[np.int64] | None = None,
 ) -> Found:
-    """Return the ``k`` largest inner products of each query with the rows of a matrix, or with some of them.
+    """Return the ``k`` largest inner products of each query with the vectors of a matrix, or with some of them.
 
-    Equal scores stand in the order of their positions, also at the cut, so that a longer ranking begins with the
+    Equal scores stand in the order of their rows, or else of their positions, also at the cut, so that a longer ranking begins with the
     shorter one. (Equal scores are common: many reports are the same sentence.)
 
     Parameters
@@ -168,15 +178,18 @@ def scan(
     k : int
     positions : int64, shape (passing,), optional
         Only these positions of the matrix.
+    rows : int64, shape (n,), optional
+        What orders equal scores.
     """
     # FAISS keeps arbitrary ones of those that tie at the cut: one more shows whether there is a tie.
     scores, found = _kernel(matrix, queries, k + 1, positions)
-    order = np.lexsort((found, -scores), axis=1)
+    # -1, what is not there, is last anyway: its score is minus infinity.
+    order = np.lexsort((found if rows is None else rows[found], -scores), axis=1)
     scores, found = np.take_along_axis(scores, order, axis=1), np.take_along_axis(found, order, axis=1)
     tied = np.flatnonzero((scores[:, k - 1] == scores[:, k]) & (found[:, k] >= 0))
     scores, found = scores[:, :k], found[:, :k]
     if len(tied) and k < _MAX_FETCH:
-        longer = scan(matrix, np.ascontiguousarray(queries[tied]), 4 * k, positions)
+        longer = scan(matrix, np.ascontiguousarray(queries[tied]), 4 * k, positions, rows)
         scores[tied], found[tied] = longer[0][:, :k], longer[1][:, :k]
     return scores, found
 

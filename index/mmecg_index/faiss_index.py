@@ -320,12 +320,12 @@ def search_state(
 
 
 def _merge(parts: list[Found], queries: int, k: int) -> Found:
-    """Return the best ``k`` of several rankings."""
+    """Return the best ``k`` of several rankings; equal scores stand in the order of their rows."""
     if not parts:
         return np.full((queries, k), -np.inf, np.float32), np.full((queries, k), -1, np.int64)
     if len(parts) == 1:
         return parts[0]
     scores = np.concatenate([part[0] for part in parts], axis=1)
     rows = np.concatenate([part[1] for part in parts], axis=1)
-    best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    best = np.lexsort((rows, -scores), axis=1)[:, :k]
     return np.take_along_axis(scores, best, axis=1), np.take_along_axis(rows, best, axis=1)

@@ -193,6 +193,21 @@ def test_longer_rankings_begin_with_shorter_ones_despite_ties() -> None:
         assert ranking == rankings[-1][: len(ranking)]
 
 
+@pytest.mark.parametrize("compact_after", [None, 30, 60])
+def test_equal_scores_stand_in_the_order_of_their_rows_whatever_was_written_when(compact_after: int | None) -> None:
+    random = np.random.default_rng(0)
+    vectors = np.eye(4, dtype=np.float32)
+    index = FaissIndex(4, "f")
+    for number, row in enumerate([*random.permutation(50), *random.permutation(50)]):
+        index.upsert(np.array([row]), vectors[row % 2][None])
+        if number == compact_after:
+            index.compact()
+    for top_k in (3, 25, 30, 50):
+        expected = [*range(0, 50, 2), *range(1, 50, 2)][:top_k]
+        assert index.search(vectors[:1], top_k).rows[0].tolist() == expected
+        assert index.search(vectors[:1], top_k, rows=np.arange(50)).rows[0].tolist() == expected
+
+
 def test_effort_is_tuned_and_the_shared_index_is_left_alone() -> None:
     data = vectors(4000)
     index = FaissIndex(DIM, "f", factory="HNSW8")
