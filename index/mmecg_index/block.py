@@ -168,8 +168,8 @@ def scan(
 ) -> Found:
     """Return the ``k`` largest inner products of each query with the vectors of a matrix, or with some of them.
 
-    Equal scores stand in the order of their rows, or else of their positions, also at the cut, so that a longer ranking begins with the
-    shorter one. (Equal scores are common: many reports are the same sentence.)
+    Equal scores stand in the order of their rows, or else of their positions, also at the cut, so that a longer ranking
+    begins with the shorter one. (Equal scores are common: many reports are the same sentence.)
 
     Parameters
     ----------
