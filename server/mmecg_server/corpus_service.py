@@ -14,7 +14,7 @@ from mmecg.study import check_id
 from mmecg_server import convert
 from mmecg_server.service import Backend
 from mmecg_server.streaming import answer_stream
-from mmecg_server.writes import parse_update, parse_upsert, store_all, write_request
+from mmecg_server.writes import begin_to_store, parse_update, parse_upsert, store_all, write_request
 
 
 class CorpusService(corpus_service_pb2_grpc.CorpusServiceServicer):
@@ -34,6 +34,7 @@ class CorpusService(corpus_service_pb2_grpc.CorpusServiceServicer):
             backend.gate,
             lambda one: parse_upsert(one, retriever.encoder.fingerprint),
             lambda some: store_all(retriever, some),
+            begin=lambda some: begin_to_store(retriever, some),
         ):
             if isinstance(answer, status_pb2.Status):
                 yield corpus_service_pb2.UpsertStudiesResponse(item=item, status=answer)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import copy_context
+from dataclasses import replace
+from queue import Queue
 from typing import Generic, TypeVar
 
 from google.protobuf.message import Message
@@ -12,12 +15,15 @@ from google.rpc import status_pb2
 
 from mmecg.errors import ModelChangedError, NotReadyError, OverloadedError
 from mmecg_server.auth import current_principal
-from mmecg_server.call import current_call
+from mmecg_server.call import current_call, on_behalf_of
 from mmecg_server.interceptors import Gate, report
 
 Request = TypeVar("Request", bound=Message)
 Parsed = TypeVar("Parsed")
 Answer = TypeVar("Answer")
+Item = TypeVar("Item")
+_Begun = tuple[list[Parsed | status_pb2.Status], list[Parsed], Callable[[], Sequence[Answer]] | None]
+"""A chunk: its requests or their statuses, the requests that can be answered, and what answers these."""
 
 RETRY_PAUSE_S = 0.02
 
@@ -120,6 +126,8 @@ def answer_stream(
     gate: Gate,
     parse: Callable[[Request], Parsed],
     answer: Callable[[Sequence[Parsed]], Sequence[Answer]],
+    *,
+    begin: Callable[[Sequence[Parsed]], Callable[[], Sequence[Answer]]] | None = None,
 ) -> Iterator[tuple[int, Answer | status_pb2.Status]]:
     """Yield position and answer, or position and status, of every request of a stream.
 
@@ -133,15 +141,15 @@ def answer_stream(
     answer : callable
         Checked arguments of a chunk to answers, all or nothing. If it fails, the chunk is answered one by one, so that
         one unusable request does not fail the others. While the encoder's queue is full, the stream waits.
+    begin : callable, optional
+        The part of ``answer`` that need not wait for the chunk before; returns the other part, which is called in the
+        order of the chunks. Chunks are then begun, and parsed, in a thread of their own, one ahead.
     """
     item = 0
+    chunks = _begun(reader, gate, parse, begin)
     try:
-        for chunk in reader:
-            gate.check()
-            current_principal().check()
-            parsed = [_attempt(parse, request) for request in chunk]
-            good = [outcome for outcome in parsed if not isinstance(outcome, status_pb2.Status)]
-            answers = iter(_answer_chunk(answer, good))
+        for parsed, good, finish in chunks if begin is None else one_ahead(chunks):
+            answers = iter(_answer_chunk(answer, good, finish))
             for outcome in parsed:
                 yield item, outcome if isinstance(outcome, status_pb2.Status) else next(answers)
                 item += 1
@@ -149,13 +157,68 @@ def answer_stream(
         reader.close()
 
 
+def one_ahead(source: Iterator[Item]) -> Iterator[Item]:
+    """Yield what a thread takes from an iterator, one item before it is asked for; what that raises, in its place.
+
+    The thread works for the same call. It ends with the iterator, or when nobody asks any more.
+    """
+    taken: Queue[Item | None] = Queue()
+    room = threading.Semaphore(1)
+    raised: list[Exception] = []
+    left = threading.Event()
+
+    def take() -> None:
+        try:
+            with on_behalf_of(replace(current_call(), running=set())):
+                while room.acquire() and not left.is_set() and (item := next(source, None)) is not None:
+                    taken.put(item)
+        except Exception as error:
+            raised.append(error)
+        taken.put(None)
+
+    threading.Thread(target=copy_context().run, args=(take,), name="stream-ahead", daemon=True).start()
+    try:
+        while (item := taken.get()) is not None:
+            room.release()
+            yield item
+    finally:
+        left.set()
+        room.release()
+    if raised:
+        raise raised[0]
+
+
+def _begun(
+    reader: ChunkReader[Request],
+    gate: Gate,
+    parse: Callable[[Request], Parsed],
+    begin: Callable[[Sequence[Parsed]], Callable[[], Sequence[Answer]]] | None,
+) -> Iterator[_Begun[Parsed, Answer]]:
+    for chunk in reader:
+        gate.check()
+        current_principal().check()
+        parsed = [_attempt(parse, request) for request in chunk]
+        good = [outcome for outcome in parsed if not isinstance(outcome, status_pb2.Status)]
+        finish = None
+        if begin is not None and good:
+            try:
+                finish = _patiently(begin, good)
+            except ModelChangedError:
+                raise
+            except Exception:  # whichever of them it is, the answers one by one will say
+                finish = None
+        yield parsed, good, finish
+
+
 def _answer_chunk(
-    answer: Callable[[Sequence[Parsed]], Sequence[Answer]], parsed: Sequence[Parsed]
+    answer: Callable[[Sequence[Parsed]], Sequence[Answer]],
+    parsed: Sequence[Parsed],
+    finish: Callable[[], Sequence[Answer]] | None = None,
 ) -> Sequence[Answer | status_pb2.Status]:
     if not parsed:
         return []
     try:
-        return _patiently(answer, parsed)
+        return _patiently(answer if finish is None else lambda _: finish(), parsed)
     except ModelChangedError:  # of all that would follow too: the client goes on with another stream
         raise
     except Exception as error:
@@ -164,7 +227,7 @@ def _answer_chunk(
     return [_answer_chunk(answer, [one])[0] for one in parsed]
 
 
-def _patiently(answer: Callable[[Sequence[Parsed]], Sequence[Answer]], parsed: Sequence[Parsed]) -> Sequence[Answer]:
+def _patiently(answer: Callable[[Sequence[Parsed]], Answer], parsed: Sequence[Parsed]) -> Answer:
     """Answer; while the encoder's queue is full, wait, which holds the sender through flow control.
 
     A full disk does not become free by waiting for a moment: the sender is told.

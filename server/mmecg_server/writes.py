@@ -135,14 +135,24 @@ def check_content(study: Study) -> Study:
 
 def store_all(retriever: Retriever, items: Sequence[NewStudy]) -> list[int]:
     """Store studies in their order, in as few commits as keep the last of two versions of one study last."""
-    numbers: list[int] = []
+    return begin_to_store(retriever, items)()
+
+
+def begin_to_store(retriever: Retriever, items: Sequence[NewStudy]) -> Callable[[], list[int]]:
+    """Embed studies; return what stores them, see :func:`store_all`."""
+    begun = []
     for batch in _without_repeats(items):
-        numbers += retriever.store(
-            [item.study for item in batch],
-            given=[item.given for item in batch],
-            requests=[item.request for item in batch],
-        )
-    return numbers
+        studies, given = [item.study for item in batch], [item.given for item in batch]
+        begun.append((batch, studies, given, retriever.prepare(studies, given=given)))
+
+    def finish() -> list[int]:
+        numbers: list[int] = []
+        for batch, studies, given, prepared in begun:
+            requests = [item.request for item in batch]
+            numbers += retriever.store(studies, given=given, requests=requests, prepared=prepared)
+        return numbers
+
+    return finish
 
 
 def _without_repeats(items: Sequence[NewStudy]) -> Iterator[list[NewStudy]]:
