@@ -78,8 +78,10 @@ def check_snapshot(path: Path, *, format_name: str, fingerprint: str) -> dict[st
         raise FingerprintMismatchError(got=manifest["fingerprint"], expected=fingerprint)
 
     def fits(item: tuple[str, Any]) -> bool:
-        file = path / item[0]
-        return file.is_file() and describe_file(file) == item[1]
+        try:
+            return describe_file(path / item[0]) == item[1]
+        except OSError:  # gone, maybe just now, or the disk cannot read it
+            return False
 
     with ThreadPoolExecutor() as pool:
         for name, whole in zip(manifest["files"], pool.map(fits, manifest["files"].items()), strict=True):

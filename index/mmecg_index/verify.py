@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import sqlite3
+import time
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -34,6 +35,7 @@ BACKUP_MANIFEST = "BACKUP.json"
 BACKUP_FORMAT, BACKUP_VERSION = "mmecg-backup", 1
 _LOG = logging.getLogger(__name__)
 _BATCH = 10_000
+_DELETED_WITHIN_S = 1.0
 
 
 def verify(directory: Path) -> Verification:
@@ -212,13 +214,23 @@ def _check_snapshots(view: View, directory: Path, findings: Counter[str]) -> dic
         try:
             problem = check(view, path)
         except ArtifactError as error:
-            if not path.exists():  # a server has put a newer one in its place
+            if _goes(path):  # a server has put a newer one in its place
                 continue
             problem = "is damaged" if isinstance(error, IndexFormatError) else "is of another bundle"
         count += 1
         if problem:
             findings[f"index snapshot {path.name} {problem}; it is rebuilt when the corpus is opened"] += 1
     return {"snapshots": count}
+
+
+def _goes(path: Path) -> bool:
+    """Return whether somebody is deleting a snapshot; its files go before its directory does."""
+    end = time.monotonic() + _DELETED_WITHIN_S
+    while path.exists():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.01)
+    return True
 
 
 def _check_snapshot(view: View, path: Path) -> str:
