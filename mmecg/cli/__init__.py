@@ -34,6 +34,7 @@ COMMANDS = (
     "label-text",
     "evaluate-labels",
     "evaluate-prediction",
+    "encoders",
     "review-labels",
     "info",
     "backup",

@@ -11,21 +11,15 @@ time is never stretched. A missing lead is zeros after normalising, and has no p
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mmecg.ecg import LEADS, Ecg, fit_length, lead_index, resample
+from mmecg.ecg import LEADS, Ecg, lead_index, resample
+from mmecg.encoders.filters import FILTERS
 from mmecg.errors import ConfigError, SignalError
-
-Filter = Callable[[NDArray[np.float64], float], NDArray[np.float64]]
-"""From (float64, shape (leads, samples), mV; sampling rate in Hz) to the same shape."""
-
-FILTERS: dict[str, Filter] = {}
-"""Filters by the name that :attr:`Preprocessing.filters` uses."""
 
 FLAT = 1e-12
 """A lead whose standard deviation is at most this share of its largest absolute value is flat: rounding, no signal."""
@@ -45,7 +39,7 @@ class Preprocessing:
     resampling : {"linear", "polyphase"}
         :func:`resample_linear`, or :func:`mmecg.ecg.resample` with its anti-aliasing filter.
     filters : tuple of str
-        Names in :data:`FILTERS`, in order of application.
+        Names in :data:`mmecg.encoders.filters.FILTERS`, in order of application.
     normalisation : {"lead", "record"}
         z-score of each lead, or one over all leads that exist.
     epsilon : float
@@ -88,7 +82,7 @@ class Preprocessing:
         for name in self.filters:
             signal = FILTERS[name](signal, self.sampling_rate_hz)
         if self.framing == "crop":
-            signal = fit_length(signal, min(signal.shape[1], self.samples))
+            signal = crop_middle(signal, self.samples)
         normalised = self._normalise(signal, present).astype(np.float32)
         count = max(1, normalised.shape[1] // self.samples)
         fitted = pad_end(normalised, self.samples)[:, : count * self.samples]
@@ -158,6 +152,12 @@ def z_score_record(signal: NDArray[np.float64], epsilon: float = 0.0) -> NDArray
     scale = deviation + epsilon if deviation > FLAT * np.abs(signal).max() else np.inf
     scored: NDArray[np.float64] = (signal - signal.mean()) / scale
     return scored
+
+
+def crop_middle(signal: NDArray[np.float64], samples: int) -> NDArray[np.float64]:
+    """Keep the middle ``samples`` of a signal; one that is short enough is returned as it is."""
+    start = max(0, (signal.shape[1] - samples) // 2)
+    return signal[:, start : start + samples]
 
 
 def pad_end(signal: NDArray[np.float32], samples: int) -> NDArray[np.float32]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -37,7 +37,11 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 BATCH_SIZE = 16
 """Segments that pass the network at once."""
 
-_REDUCE = {"mean": np.mean, "max": np.max, "min": np.min}
+_REDUCE: dict[str, Callable[[NDArray[np.float32]], NDArray[np.float32]]] = {
+    "mean": lambda values: values.mean(0),
+    "max": lambda values: values.max(0),
+    "min": lambda values: values.min(0),
+}
 
 
 @dataclass(frozen=True)
@@ -218,8 +222,8 @@ class PublishedEncoder:
         :attr:`PublishedConfig.feature_reduction` says.
         """
         reduce = _REDUCE[self.config.feature_reduction]
-        rows = [reduce(item.features, axis=0) for item in self.segments(ecgs)]
-        return np.stack(rows).astype(np.float32) if rows else np.zeros((0, self.spec.feature_dim), np.float32)
+        rows = [reduce(item.features) for item in self.segments(ecgs)]
+        return np.stack(rows) if rows else np.zeros((0, self.spec.feature_dim), np.float32)
 
     def logits(self, ecgs: Sequence[Ecg], reduction: Reduction | Literal["label"] = "label") -> NDArray[np.float32]:
         """Return the log-odds of each label: float32, shape (batch, labels).
@@ -277,7 +281,7 @@ class PublishedEncoder:
     def _run(self, signal: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         import torch
 
-        parts = torch.from_numpy(signal).split(BATCH_SIZE)
+        parts = torch.split(torch.from_numpy(signal), BATCH_SIZE)
         half = self._dtype != torch.float32
         with torch.inference_mode(), torch.autocast(self.device.type, self._dtype, enabled=half):
             outputs = [[_to_numpy(output) for output in self.network(part.to(self.device))] for part in parts]
@@ -304,7 +308,8 @@ def reduce_logits(logits: NDArray[np.float32], reduction: NDArray[np.str_]) -> N
     yes = np.logaddexp.reduce(-np.logaddexp(0, -wide), axis=0)  # log of the sum of probabilities
     no = np.logaddexp.reduce(-np.logaddexp(0, wide), axis=0)
     extreme = np.where(reduction == "max", wide.max(0), wide.min(0))
-    return np.where(reduction == "mean", yes - no, extreme).astype(np.float32)
+    reduced: NDArray[np.float64] = np.where(reduction == "mean", yes - no, extreme)
+    return reduced.astype(np.float32)
 
 
 def _to_numpy(output: Tensor | None) -> Any:

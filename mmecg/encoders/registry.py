@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from mmecg.encoders.preprocessing import Preprocessing
 from mmecg.errors import ConfigError, InvalidInputError
@@ -240,10 +240,10 @@ def read_labels(package: str, *path: str) -> tuple[NeuronLabel, ...]:
 
 
 def _reduction(row: Mapping[str, str]) -> Reduction:
-    value = row["reduction"]
-    if value in ("mean", "max", "min"):
-        return value
-    raise ConfigError(f"reduction of {row['name']!r} is {value!r}, expected mean, max or min")
+    for reduction in get_args(Reduction):
+        if row["reduction"] == reduction:
+            return cast("Reduction", reduction)
+    raise ConfigError(f"reduction of {row['name']!r} is {row['reduction']!r}, expected mean, max or min")
 
 
 def _entries() -> dict[str, EntryPoint]:
