@@ -18,7 +18,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from mmecg.embedding import EMBEDDING_DIM, MODALITIES
-from mmecg.errors import FingerprintMismatchError, IndexFormatError, MmecgError
+from mmecg.errors import FingerprintMismatchError, IndexFormatError, MmecgError, ModelChangedError
 from mmecg.search import MAX_TOP_K, CorpusStats, Filter, IndexResult, Scope, Target
 from mmecg_index import database
 from mmecg_index.audit import AuditTrail
@@ -26,6 +26,7 @@ from mmecg_index.cache import IndexCache
 from mmecg_index.database import Database, Synchronous
 from mmecg_index.durable import DirectoryLock, new_directory
 from mmecg_index.erasure import Eraser, Erasure
+from mmecg_index.faiss_index import FaissIndex
 from mmecg_index.gauges import CorpusGauges, probe_recall, read_gauges
 from mmecg_index.passing import PassingRows
 from mmecg_index.scope import ScopedCorpus, Views
@@ -190,13 +191,35 @@ class Corpus(StudyWrites):
         *,
         target: Target = "ecg",
         where: Filter | None = None,
+        fingerprint: str | None = None,
     ) -> IndexResult:
-        """Search the embeddings of one modality under a filter; queries: float32, shape (queries, dim), unit norm."""
-        index = self._caches[target].index
+        """Search the embeddings of one modality under a filter.
+
+        Parameters
+        ----------
+        queries : float32, shape (queries, dim), unit norm
+        top_k, target, where
+            See :meth:`mmecg.search.CorpusStore.search`.
+        fingerprint : str, optional
+            Of the bundle that made the queries.
+
+        Raises
+        ------
+        ModelChangedError
+            The index is of another bundle.
+        """
+        index = self.index_of(target, fingerprint)
         rest, excluded = self._split(where)
         if rest == Filter() and top_k + len(excluded) <= MAX_TOP_K:
             return index.search_without(queries, top_k, excluded)
         return index.search(queries, top_k, rows=self._current().of(rest, excluded))
+
+    def index_of(self, target: Target, fingerprint: str | None = None) -> FaissIndex:
+        """Return the index of a modality, if it is of the bundle that is named; see :meth:`search`."""
+        index = self._caches[target].index
+        if fingerprint not in (None, index.fingerprint):
+            raise ModelChangedError
+        return index
 
     def stats(self) -> CorpusStats:
         """Return what the corpus holds."""

@@ -106,15 +106,15 @@ class StudyQueries:
             database.check_subject(connection, subject_id)
             return database.select_earlier(connection, subject_id, database.sort_time(before), limit, exclude)
 
-    def embeddings(self, rows: NDArray[np.int64]) -> list[Embeddings]:
-        """Return the embeddings of rows; nothing for a row that is not there."""
-        wanted = rows.tolist()
+    def embeddings(self, rows: NDArray[np.int64], *, fingerprint: str | None = None) -> list[Embeddings]:
+        """Return the embeddings of rows, by default of the corpus's bundle; nothing for a row that is not there."""
+        wanted, space = rows.tolist(), fingerprint or self.fingerprint
         found: dict[int, dict[str, NDArray[np.float32]]] = {row: {} for row in wanted}
         with self._database.reading() as connection:
             query = "SELECT row, modality, fingerprint, vector, crc FROM embeddings"
-            for row, modality, fingerprint, data, crc in database.select_in(connection, query, "row", wanted):
-                if fingerprint == self.fingerprint:
-                    found[row][modality] = decode_vector(row, modality, fingerprint, data, crc)
+            for row, modality, made_by, data, crc in database.select_in(connection, query, "row", wanted):
+                if made_by == space:
+                    found[row][modality] = decode_vector(row, modality, made_by, data, crc)
         return [found[row] for row in wanted]
 
     def rows(self, study_ids: Sequence[str]) -> NDArray[np.int64]:

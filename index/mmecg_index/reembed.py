@@ -315,7 +315,6 @@ class Reembedding:
             end(connection)
 
         corpus._writer.write_exclusively(operation)
-        # In this order: who finds a new index must find the new fingerprint too, see SpaceView.
         corpus._database.fingerprint = self._encoder.fingerprint
         old, corpus._caches, corpus._filling = corpus._caches, caches, {}
         corpus._writer.sequence = sequence

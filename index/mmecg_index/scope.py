@@ -123,10 +123,12 @@ class ScopedCorpus(StudyWrites):
         *,
         target: Target = "ecg",
         where: Filter | None = None,
+        fingerprint: str | None = None,
     ) -> IndexResult:
-        """Search what is inside, under a filter."""
+        """Search what is inside, under a filter; see :meth:`mmecg_index.corpus.Corpus.search`."""
+        index = self._corpus.index_of(target, fingerprint)
         rest, excluded = self._split(where)
-        found = self._corpus._caches[target].index.search(queries, top_k, rows=self._current().of(rest, excluded))
+        found = index.search(queries, top_k, rows=self._current().of(rest, excluded))
         total = self._count_embeddings(target)
         return replace(found, plan=replace(found.plan, rows_total=total))
 

@@ -22,9 +22,9 @@ class SpaceView:
     """A corpus, or a scope's part of it, as long as it holds embeddings of one bundle.
 
     Before and after that, whatever reads or writes embeddings raises ``ModelChangedError``, so that what one bundle
-    embedded never meets the embeddings of another. The check follows a read: the corpus changes its fingerprint first
-    and its indexes afterwards, and it deletes old embeddings later still; a write is checked in its transaction. All
-    else is the corpus's own.
+    embedded never meets the embeddings of another. The index says of which space it is; what is read from the store is
+    of this space, and complete if the corpus was of this space before and after; a write is checked in its
+    transaction. All else is the corpus's own.
 
     Parameters
     ----------
@@ -56,13 +56,12 @@ class SpaceView:
         where: Filter | None = None,
     ) -> IndexResult:
         """Search the embeddings of one modality under a filter."""
-        found = self._corpus.search(queries, top_k, target=target, where=where)
-        self._check()
-        return found
+        return self._corpus.search(queries, top_k, target=target, where=where, fingerprint=self.fingerprint)
 
     def embeddings(self, rows: NDArray[np.int64]) -> list[Embeddings]:
         """Return the embeddings of rows; nothing for a row that is not there."""
-        found = self._corpus.embeddings(rows)
+        self._check()
+        found = self._corpus.embeddings(rows, fingerprint=self.fingerprint)
         self._check()
         return found
 
@@ -82,6 +81,7 @@ class SpaceView:
 
     def stats(self) -> CorpusStats:
         """Return what it holds."""
+        self._check()
         found = self._corpus.stats()
         self._check()
         return found

@@ -73,15 +73,15 @@ def _reindex(path: Path, bundle: Path) -> None:
 
 def _cancel(path: Path) -> None:
     from mmecg_index.corpus import Corpus
-    from mmecg_index.reembed import abandon
+    from mmecg_index.progress import abandon
 
     with Corpus(path.absolute()) as corpus:
         abandon(corpus)
 
 
 def _read_state(path: Path) -> Reindexing:
+    from mmecg_index.progress import read_progress
     from mmecg_index.reading import reading
-    from mmecg_index.reembed import read_progress
 
     from mmecg.administration import Reindexing
 

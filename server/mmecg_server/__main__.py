@@ -24,8 +24,9 @@ import numpy as np
 from mmecg_index.administration import CorpusAdministration
 from mmecg_index.calls import CallTrail
 from mmecg_index.corpus import Corpus
+from mmecg_index.progress import forget_outgrown, read_progress
 from mmecg_index.reading import FILE, reading
-from mmecg_index.reembed import Reembedding, forget_outgrown, read_progress
+from mmecg_index.reembed import Reembedding
 
 import mmecg
 from mmecg.assets import DEMO_CORPUS

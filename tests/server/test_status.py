@@ -27,6 +27,7 @@ EXPECTED = {
     "FingerprintMismatchError": "FAILED_PRECONDITION",
     "ConfigError": "FAILED_PRECONDITION",
     "NotReadyError": "UNAVAILABLE",
+    "ModelChangedError": "UNAVAILABLE",
     "OverloadedError": "RESOURCE_EXHAUSTED",
 }
 DETAIL = {
