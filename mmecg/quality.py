@@ -111,8 +111,9 @@ def quality_kinds(ecg: Ecg) -> list[str]:
 
 
 def _finding(kind: str, leads: NDArray[np.bool_], detail: str) -> QualityFinding | None:
-    names = tuple(lead for lead, concerned in zip(LEADS, leads, strict=True) if concerned)
-    return QualityFinding(kind, names, detail) if names else None
+    if not leads.any():
+        return None
+    return QualityFinding(kind, tuple(LEADS[row] for row in np.flatnonzero(leads)), detail)
 
 
 def _worst(level: NDArray[np.floating], leads: NDArray[np.bool_], limit: float, *, unit: str = "mV") -> str:
@@ -123,10 +124,18 @@ def _worst(level: NDArray[np.floating], leads: NDArray[np.bool_], limit: float, 
 
 
 def _window_span(signal: _Signal, rate: float) -> NDArray[np.float32]:
-    """Return the smallest peak-to-peak range of any 2 s window: float32, shape (leads,), mV."""
+    """Return the smallest peak-to-peak range of any 2 s window: float32, shape (leads,), mV.
+
+    Of a lead that is surely not flat, something that is not below :data:`FLAT_MV`.
+    """
     window = min(round(FLAT_WINDOW_S * rate), signal.shape[1])
-    span = _sliding(np.maximum, signal, window) - _sliding(np.minimum, signal, window)
-    return np.asarray(span.min(axis=1))
+    part = (window + 1) // 2  # every window holds a whole one of these parts
+    parts = signal[:, : signal.shape[1] // part * part].reshape(len(signal), -1, part)
+    span = np.asarray((parts.max(axis=2) - parts.min(axis=2)).min(axis=1))
+    if len(rows := np.flatnonzero(span < FLAT_MV)):
+        perhaps = signal[rows]
+        span[rows] = (_sliding(np.maximum, perhaps, window) - _sliding(np.minimum, perhaps, window)).min(axis=1)
+    return span
 
 
 def _sliding(extreme: np.ufunc, signal: _Signal, window: int) -> _Signal:
@@ -156,23 +165,39 @@ def _longest_plateau_s(signal: _Signal, rate: float) -> NDArray[np.float64]:
 
 
 def _band_levels(signal: _Signal, rate: float) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-    """Return the noise and the baseline level of each lead: floating, shape (leads,), mV."""
+    """Return the noise and the baseline level of each lead: floating, shape (leads,), mV; 0 if surely no finding."""
     from scipy import fft  # float32 rows at a time: a third of what NumPy's takes
 
     samples = signal.shape[1]
     spectrum = fft.rfft(signal - signal.mean(axis=1, keepdims=True), axis=1)
     frequency = fft.rfftfreq(samples, 1 / rate)
-    low, high = NOISE_BAND_HZ
-    noise: NDArray[np.floating] = np.zeros(len(signal))
-    if rate >= 2 * high:
-        band = fft.irfft(spectrum * ((frequency >= low) & (frequency <= high)), samples, axis=1)
+    noise, wander = np.zeros(len(signal)), np.zeros(len(signal))
+    low = int(np.searchsorted(frequency, NOISE_BAND_HZ[0]))
+    high = int(np.searchsorted(frequency, NOISE_BAND_HZ[1], side="right"))
+    if rate >= 2 * NOISE_BAND_HZ[1]:
         window = round(NOISE_WINDOW_S * rate)
         count = samples // window
-        power = (band[:, : count * window].reshape(len(signal), count, window) ** 2).mean(axis=2)
-        noise = np.sqrt(quantiles(power, 0.10)[0])
-    slow = fft.irfft(spectrum * (frequency <= WANDER_HZ), samples, axis=1)
-    bottom, top = quantiles(slow, 0.05, 0.95)
-    return noise, top - bottom
+        # The windows that are not the quietest tenth have its power at least, and there is no more than all of it.
+        power = 2 / samples * (np.abs(spectrum[:, low:high]) ** 2).sum(axis=1)
+        louder = window * (count - math.ceil(0.10 * (count - 1)))
+        rows = np.flatnonzero(power / louder > 0.99 * NOISE_MV**2)
+        band = _only(spectrum[rows], low, high, samples)[:, : count * window]
+        noise[rows] = np.sqrt(quantiles((band.reshape(len(rows), count, window) ** 2).mean(axis=2), 0.10)[0])
+    end = int(np.searchsorted(frequency, WANDER_HZ, side="right"))
+    # Waves that all reach their top, or their bottom, at once.
+    rows = np.flatnonzero(4 / samples * np.abs(spectrum[:, :end]).sum(axis=1) > 0.99 * WANDER_MV)
+    bottom, top = quantiles(_only(spectrum[rows], 0, end, samples), 0.05, 0.95)
+    wander[rows] = top - bottom
+    return noise, wander
+
+
+def _only(spectrum: NDArray[np.complexfloating], low: int, high: int, samples: int) -> NDArray[np.floating]:
+    """Return what a part of the spectrum stands for."""
+    from scipy import fft
+
+    part = np.zeros_like(spectrum)
+    part[:, low:high] = spectrum[:, low:high]
+    return np.asarray(fft.irfft(part, samples, axis=1))
 
 
 def quantiles(values: NDArray[np.floating], *shares: float) -> list[NDArray[np.floating]]:
@@ -213,7 +238,8 @@ def _limb_findings(signal: _Signal, moving: NDArray[np.bool_]) -> list[QualityFi
 
 
 def _reversal_finding(i: _Signal, avr: _Signal, v6: _Signal) -> QualityFinding | None:
-    correlation = float(np.corrcoef(i, v6)[0, 1])
+    one, other = i - i.mean(), v6 - v6.mean()
+    correlation = float(one @ other) / (math.sqrt(float(one @ one) * float(other @ other)))
     reversed_arms = np.zeros(len(LEADS), np.bool_)
     reversed_arms[[0, 3]] = correlation < REVERSAL_CORRELATION and avr.max() > -avr.min()
     return _finding(
