@@ -7,6 +7,7 @@ This module alone picks the model and the engine.
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import os
 import signal
@@ -96,6 +97,8 @@ def run(config: ServerConfig, stop: threading.Event, reloads: list[Callable[[], 
                 miner = ReportMiner()
                 predictor = open_predictor(bundle, view, miner)
                 warm_up(retriever, predictor)
+                gc.collect()
+                gc.freeze()  # model and corpus stay: no collection has to look through them
                 models = open_models(config, server, corpus, bundle, miner)
                 administration = CorpusAdministration(
                     corpus, backup_dir=config.admin.backup_dir, bundle_dir=config.admin.bundle_dir, reindexer=models
@@ -196,8 +199,8 @@ def open_corpus(config: ServerConfig, fingerprint: str) -> Iterator[Corpus]:
     with tempfile.TemporaryDirectory(prefix="mmecg-demo-") as folder:
         path = config.corpus or Path(folder) / "corpus"
         is_new = not path.exists() or (path.is_dir() and not any(path.iterdir()))
-        enter, storage = Corpus.create if is_new else Corpus.open, config.storage
-        with enter(path, fingerprint, synchronous=storage.synchronous, reserve_bytes=storage.reserve_bytes) as corpus:
+        enter = Corpus.create if is_new else Corpus.open
+        with enter(path, fingerprint, **vars(config.storage), **vars(config.index)) as corpus:
             yield corpus
 
 
