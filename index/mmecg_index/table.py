@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +63,20 @@ class MetadataTable:
             self._table, self._saved = self._load(connection)
 
     def change(self, records: Mapping[int, tuple[Any, ...] | None]) -> None:
-        """Put records in place of the rows; None takes a row away."""
+        """Put records in place of the rows; None takes a row away. For one thread at a time.
+
+        What is more than an addition to the end is done here, by the thread that writes: no search waits for it.
+        """
+        if not records:
+            return
         with self._lock:
-            self._pending.update(records)
+            table, pending = self._table, {**self._pending, **records}
+            if _last(table) < min(records) and table.n_chunks() < _MAX_CHUNKS:
+                self._pending = pending
+                return
+        changed = _changed(table, pending)
+        with self._lock:
+            self._table, self._pending = changed, {}
 
     def current(self) -> pl.DataFrame:
         """Return the table (:data:`mmecg.search.METADATA_SCHEMA`), ascending by row; the same until a change."""
@@ -174,17 +185,36 @@ def _read_records(connection: sqlite3.Connection, after: int) -> list[tuple[Any,
 
 
 def _changed(table: pl.DataFrame, pending: Mapping[int, tuple[Any, ...] | None]) -> pl.DataFrame:
-    """Return a table with changes; what only adds to its end, as most do, copies nothing of it."""
-    last = table["row"][-1] if len(table) else -1
-    old = [row for row in pending if row <= last]
-    if old:
-        table = table.filter(~pl.col("row").is_in(pl.Series(old, dtype=pl.Int64).implode()))
-    records = [pending[row] for row in sorted(pending)]
-    added = _frame([record for record in records if record is not None])
-    table = pl.concat([table, added])
-    if any(pending[row] is not None for row in old):
-        table = table.sort("row")
+    """Return a table with changes; a few of them copy nothing of it."""
+    last = _last(table)
+    old = sorted(row for row in pending if row <= last)
+    added = _frame([record for row in sorted(pending) if row > last and (record := pending[row]) is not None])
+    if len(old) <= _MAX_CHUNKS // 4:
+        table = pl.concat([*_pieces(table, old, pending), added])
+    else:
+        replaced = _frame([record for row in old if (record := pending[row]) is not None])
+        kept = table.filter(~pl.col("row").is_in(pl.Series(old, dtype=pl.Int64).implode()))
+        table = pl.concat([pl.concat([kept, replaced]).sort("row"), added])
     return table.rechunk() if table.n_chunks() > _MAX_CHUNKS else table
+
+
+def _pieces(
+    table: pl.DataFrame, old: list[int], pending: Mapping[int, tuple[Any, ...] | None]
+) -> Iterator[pl.DataFrame]:
+    """Yield the parts of a table between some ascending rows, and what takes the place of each."""
+    rows, start = table["row"], 0
+    for row in old:
+        place = int(rows.search_sorted(row))
+        if place > start:
+            yield table.slice(start, place - start)
+        if (record := pending[row]) is not None:
+            yield _frame([record])
+        start = place + int(rows[place] == row)
+    yield table.slice(start)
+
+
+def _last(table: pl.DataFrame) -> int:
+    return int(table["row"][-1]) if len(table) else -1
 
 
 def _frame(records: list[tuple[Any, ...]]) -> pl.DataFrame:
