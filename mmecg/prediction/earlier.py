@@ -18,6 +18,7 @@ from mmecg.errors import QueryError, StudyNotFoundError, SubjectNotFoundError
 from mmecg.prediction.history import Prior
 from mmecg.prediction.known import KnownLabels
 from mmecg.prediction.query import PredictionQuery, is_before_birth
+from mmecg.prediction.vote import SAME_RECORDING
 from mmecg.retriever import get_present
 from mmecg.search import CorpusStore
 from mmecg.study import History, Study, without_zone
@@ -64,6 +65,26 @@ class Earlier:
             for study, stored in zip(self.studies, self.embeddings, strict=True)
         )
         return replace(self, embeddings=filled)
+
+    def without_copies(self, embedding: Vector) -> Earlier:
+        """Return the same without studies whose ECG is the one of an embedding: stored before it was asked about.
+
+        A bare recording has no id and no time that could tell; what was said of it is the answer, not the past.
+        """
+        kept = [
+            place
+            for place, stored in enumerate(self.embeddings)
+            if stored is None or not float(stored @ embedding) >= SAME_RECORDING  # NaN without an ECG: kept
+        ]
+        if len(kept) == len(self.studies):
+            return self
+        return replace(
+            self,
+            studies=tuple(self.studies[place] for place in kept),
+            embeddings=tuple(self.embeddings[place] for place in kept),
+            found=self.found - (len(self.studies) - len(kept)),
+            flags=(*self.flags, "same_recording"),
+        )
 
     def priors(self, known: KnownLabels, moment: datetime) -> list[Prior]:
         """Return what the studies are as evidence, latest first; one of which nothing is known is left out."""

@@ -236,7 +236,7 @@ class Predictor:
             rows = [one for one in (own, *added) if one is not None]
             vectors = list(self.bundle.encoder.embed_features(np.stack(rows))) if rows else []
             embedding = vectors.pop(0) if own is not None else np.full(dim, np.nan, np.float32)
-            earlier = earlier.with_embeddings(vectors)
+            earlier = earlier.with_embeddings(vectors).without_copies(embedding)
             priors = earlier.priors(self.known, query.moment) if query.moment is not None else []
             implausible = vitals_contradict(query.known_vitals, query.aged_at, earlier.studies)
             noted = read_notes(query, self.known)

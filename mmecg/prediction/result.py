@@ -36,11 +36,12 @@ FLAGS: dict[str, str] = {
     "as_of_in_future": "as_of lies in the future",
     "before_birth": "as_of lies before the subject was born, by an age that a study of theirs gives",
     "implausible_vitals": "vitals contradict each other or an earlier study and were left out",
-    "no_cohort": "the corpus has too few labelled studies of other subjects for a vote",
+    "no_cohort": "the corpus has too few labelled studies of other subjects that may vote",
     "not_calibrated": "the recording is not 12 leads of 10 s, which is what the calibration is for",
     "novel": "the recording is unlike those the model knows",
     "undated_history": "studies without a time among those that the caller added were left out",
     "later_history": "studies that the caller added but not before as_of or the time of the study were left out",
+    "same_recording": "an earlier study that holds this very recording was left out",
     "from_notes": "notes written before the ECG state labels of the past, which entered like an earlier study",
     "no_ecg": "the study has no ECG: the answer rests on its text, or on prevalence, and nothing is promised of it",
 }
@@ -70,7 +71,7 @@ class PredictionOptions:
     prevalence : mapping of str to float
         Prevalence of a label at the caller's site, between 0 and 1, exclusive; the probability is shifted to it.
     use_history, use_cohort : bool
-        Whether earlier studies of the subject, and studies of others, may count.
+        Whether earlier studies of the subject and notes, and studies of others, may count.
     cohort_before_as_of : bool
         Whether only studies of others acquired before ``as_of`` (or the study, if that is earlier) vote, as in a
         retrospective study that asks what was known then; without a time nobody votes. Default no: many archives shift

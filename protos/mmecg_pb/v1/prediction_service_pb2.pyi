@@ -440,7 +440,7 @@ class PredictResponse(_message.Message):
     def flags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Remarks on the request and on what was used: "no_subject", "unknown_subject", "no_history", "no_as_of",
         "history_truncated", "as_of_in_future", "before_birth", "implausible_vitals", "no_cohort", "not_calibrated",
-        "novel", "undated_history", "later_history", "from_notes", "no_ecg".
+        "novel", "undated_history", "later_history", "same_recording", "from_notes", "no_ecg".
         """
 
     @_builtins.property

@@ -339,6 +339,24 @@ def test_the_change_of_a_code_is_that_of_all_its_heads(predictor: Predictor, hea
     assert kinds <= {("present", "persists"), ("absent", "gone")}
 
 
+def test_the_recording_itself_is_not_its_own_past(predictor: Predictor) -> None:
+    """A bare recording that the corpus holds already, asked about later; or one sent once more under another id."""
+    stored = study(9, "anna")
+    assert stored.ecg is not None
+    after = stored.acquired_at + timedelta(hours=1)
+    found = predictor.predict(stored.ecg, subject_id="anna", as_of=after)
+    assert "same_recording" in found.flags
+    assert "anna-9" not in {one.study_id for one in found.priors}
+    assert found.history_used == found.history_found == 5
+    other = predictor.predict(synthetic_ecg(seed=123), subject_id="anna", as_of=after)
+    assert "same_recording" not in other.flags
+    assert other.priors[0].study_id == "anna-9"
+    lone = study(7, "zoe")
+    copied = predictor.predict(lone, extra_history=[study(5, "zoe", ecg=lone.ecg, labels={"CLBBB": 100.0})])
+    assert "same_recording" in copied.flags
+    assert [one.probability for one in copied.labels] == [one.single for one in copied.labels]
+
+
 def test_no_time_means_no_history(predictor: Predictor) -> None:
     found = predictor.predict(study(7, "anna", acquired_at=None))
     assert "no_as_of" in found.flags
