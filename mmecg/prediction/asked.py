@@ -2,8 +2,8 @@
 
 A label may be an SCP statement (``"AFIB"``), a superclass (``"superclass/MI"``), ``"all"``, ``"superclass"``, another
 finding of the vocabulary (``"BBB"``), or a code of another vocabulary (``"snomed:164889003"``). A finding or code
-without a head of its own is answered by the heads of the findings that imply it: it is as likely as the likeliest of
-these, which is the least that it can be.
+without a head of its own is answered by the heads of the findings that imply it: it is there if any of these is
+(:func:`mmecg.prediction.answer.predict_labels`).
 """
 
 from __future__ import annotations
@@ -60,6 +60,8 @@ class LabelResolver:
         if isinstance(labels, str) or not 0 < len(labels) <= _MAX_LABELS:
             got = "one string" if isinstance(labels, str) else f"{len(labels)} labels"
             raise QueryError(f"labels are {got}, expected 1 to {_MAX_LABELS} names", field="options.labels")
+        if not all(isinstance(name, str) for name in labels):
+            raise QueryError("labels hold something that is not text, expected names", field="options.labels")
         found: dict[str, AskedLabel] = {}
         for name in labels:
             if name == ALL:

@@ -52,6 +52,11 @@ def test_how_many(resolver: LabelResolver, labels: tuple[str, ...]) -> None:
         resolver.resolve(labels)
 
 
+def test_names_are_text(resolver: LabelResolver) -> None:
+    with pytest.raises(QueryError, match="not text"):
+        resolver.resolve(("AFIB", 17))  # type: ignore[arg-type]
+
+
 def test_prevalence_needs_a_head_of_its_own(resolver: LabelResolver) -> None:
     site = resolver.site_prevalence({"AFIB": 0.3})
     assert site[1] == 0.3
