@@ -57,7 +57,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     )
     parser.add_argument("--prevalence", metavar="NAME=P,…", help="prevalence at your site")
     parser.add_argument("--max-history", type=positive_int, default=16, metavar="N", help="earlier studies used (16)")
-    parser.add_argument("--no-history", action="store_true", help="do not look at earlier studies")
+    parser.add_argument("--no-history", action="store_true", help="do not look at earlier studies and notes")
     parser.add_argument("--no-cohort", action="store_true", help="do not ask similar studies of others")
     parser.add_argument(
         "--cohort-before-as-of", action="store_true", help="ask only studies of others from before --as-of"
@@ -149,10 +149,14 @@ def _explain(
     args: argparse.Namespace, predictor: Predictor, query: PredictionQuery, found: Prediction
 ) -> list[Saliency]:
     """Return the saliency of the labels to explain; for a plot without any, that of the label that says most."""
+    from mmecg.errors import QueryError
+    from mmecg.prediction.explain import explain
+
+    if args.explain and query.ecg is None:
+        raise QueryError("study has no ECG, expected one to explain; leave --explain out", field="explain")
     labels = _names(args.explain) if args.explain else ((most_telling(found),) if args.plot is not None else ())
     if not labels or query.ecg is None:
         return []
-    from mmecg.prediction.explain import explain
 
     bundle: Bundle = predictor.bundle
     head, names = predictor.heads.single, predictor.heads.labels

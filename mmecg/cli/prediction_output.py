@@ -69,7 +69,7 @@ def print_prediction(found: Prediction, maps: Sequence[Saliency], *, everything:
         "finding",
         "probability>",
         "interval>",
-        "ECG alone>",
+        "no history>",
         f"set at {found.level:.0%}",
         "decision",
         "change, or why",

@@ -198,6 +198,12 @@ def test_bad_input_is_one_line(predict, folder: Path, arguments: list[str], mess
     assert message in err.splitlines()[-1]
 
 
+def test_words_cannot_be_explained_as_an_ecg(predict) -> None:
+    code, out, err = predict("--study-id", "words", "--explain", "AFIB")
+    assert (code, out) == (2, "")
+    assert "no ECG, expected one to explain" in err
+
+
 def test_subject_of_another_study_is_refused(predict) -> None:
     code, _, err = predict("--study-id", "s2", "--subject", "bert")
     assert code == 2
