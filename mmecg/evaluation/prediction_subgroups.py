@@ -21,6 +21,7 @@ from mmecg.evaluation.labels import TASKS
 from mmecg.evaluation.metrics import MIN_POSITIVES, auroc, eligible
 from mmecg.evaluation.prediction_cases import Cases, Part
 from mmecg.evaluation.prediction_confidence import Sets
+from mmecg.evaluation.prediction_history import COUNTS
 from mmecg.evaluation.prediction_metrics import Aurocs, ece_if_calibrated, ece_of_labels
 from mmecg.evaluation.results import Row
 
@@ -28,7 +29,6 @@ AGE_GROUPS: dict[str, tuple[float, float]] = {"<50": (0, 50), "50-64": (50, 65),
 BMI_GROUPS: dict[str, tuple[float, float]] = {
     "<18.5": (0, 18.5), "18.5-24.9": (18.5, 25), "25-29.9": (25, 30), "30+": (30, 1000),
 }  # fmt: skip
-PRIOR_GROUPS: dict[str, tuple[float, float]] = {"0": (0, 1), "1": (1, 2), "2-4": (2, 5), "5+": (5, math.inf)}
 MIN_STUDIES = 150
 """A subgroup with fewer, 10 for each bin, does not count as the one of the largest calibration error."""
 
@@ -75,7 +75,7 @@ def _groups(cases: Cases) -> Iterator[Group]:
         noisy |= noted
         yield "signal note", name.replace("_", " "), noted
     yield "signal note", "none", ~noisy
-    yield from _ranges("earlier studies", cases.priors.astype(float), PRIOR_GROUPS)
+    yield from _ranges("earlier studies", cases.priors.astype(float), COUNTS)
 
 
 def _ranges(name: str, values: NDArray[np.float64], ranges: dict[str, tuple[float, float]]) -> Iterator[Group]:
