@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -98,10 +98,7 @@ def configure(
         raise InvalidInputError(
             f"{spec.name} has no preprocessing {chosen!r}, expected one of {known}", field="variant"
         )
-    if feature_reduction not in _REDUCE:
-        raise InvalidInputError(
-            f"reduction is {feature_reduction!r}, expected one of {', '.join(_REDUCE)}", field="feature_reduction"
-        )
+    _check_reduction(feature_reduction, _REDUCE)
     return PublishedConfig(
         spec.name, chosen, spec.preprocessing[chosen], dict(hyperparameters), feature_reduction, source
     )
@@ -237,8 +234,9 @@ class PublishedEncoder:
         Raises
         ------
         InvalidInputError
-            The encoder has no classifier.
+            The encoder has no classifier, or there is no such reduction.
         """
+        _check_reduction(reduction, ("label", *_REDUCE))
         modes = np.array([label.reduction if reduction == "label" else reduction for label in self.labels])
         rows = []
         for item in self.segments(ecgs):
@@ -312,6 +310,11 @@ def reduce_logits(logits: NDArray[np.float32], reduction: NDArray[np.str_]) -> N
     return reduced.astype(np.float32)
 
 
+def _check_reduction(reduction: str, known: Collection[str]) -> None:
+    if reduction not in known:
+        raise InvalidInputError(f"reduction is {reduction!r}, expected one of {', '.join(known)}", field="reduction")
+
+
 def _to_numpy(output: Tensor | None) -> Any:
     return None if output is None else output.float().cpu().numpy()
 
@@ -331,7 +334,7 @@ def _read_config(root: Path) -> tuple[PublishedConfig, str]:
         raise BundleError(
             f"encoder {root} has no {CONFIG}; give a directory that `mmecg import-encoder` wrote"
         ) from None
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise BundleError(f"encoder {root}: {CONFIG} is damaged; import the encoder again") from None
     if version != FORMAT_VERSION:
         raise BundleError(f"encoder {root} has format version {version}, expected {FORMAT_VERSION}; update mmecg")
