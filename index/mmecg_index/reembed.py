@@ -57,8 +57,11 @@ from mmecg_index.writer import Written
 BATCH = 16
 """Studies of one call of the encoder."""
 
-LAST = 4
-"""Studies that may be left when writes are told to wait; twice as many at each further attempt."""
+LAST, MOST = 4, 256
+"""Studies that may be left when writes are told to wait: four times as many at each further attempt, up to the most."""
+
+_PASSES = 3
+"""At rest through what is left; the second takes what was written during the first."""
 
 _NICE = 10
 _LOG = logging.getLogger(__name__)
@@ -153,7 +156,8 @@ class Reembedding:
             if self._corpus.fingerprint != self._encoder.fingerprint:
                 self._begin()
                 with ThreadPoolExecutor(1, "reembed", initializer=_lower_priority) as slow:
-                    self._fill(lambda found: slow.submit(self._embed, found).result())
+                    for _ in range(_PASSES):
+                        self._fill(lambda found: slow.submit(self._embed, found).result(), self._rest)
                     since = self._corpus.sequence
                     caches = self._open_caches()
                     slow.submit(self._build, caches).result()
@@ -185,14 +189,15 @@ class Reembedding:
         with self._corpus._database.reading() as connection:
             self._studies = count_done(connection, self._cursor)
 
-    def _fill(self, embed: Callable[[Sequence[_Found]], Sequence[Vectors]], *, rests: bool = True) -> None:
-        """Embed and store what is left."""
-        while found := self._next(self._batch):
+    def _fill(self, embed: Callable[[Sequence[_Found]], Sequence[Vectors]], rest: float) -> None:
+        """Embed and store what is left at this moment; what is written meanwhile is for the next time."""
+        last = self._corpus.sequence
+        while self._cursor.sequence <= last and (found := self._next(self._batch)):
             started = time.monotonic()
             vectors = embed(found)
             self._corpus._writer.write(partial(self._store, found=found, vectors=vectors))
             self._advance(found)
-            self._check(self._rest * (time.monotonic() - started) if rests else 0)
+            self._check(rest * (time.monotonic() - started))
 
     def _next(self, limit: int) -> list[_Found]:
         """Return the studies behind the cursor, in the order of their last change."""
@@ -285,12 +290,12 @@ class Reembedding:
     def _switch(self, caches: dict[str, IndexCache], since: int) -> None:
         corpus = self._corpus
         for attempt in itertools.count():
-            self._fill(self._embed, rests=False)
+            self._fill(self._embed, 0)
             self._catch_up(caches)
             with corpus._writer.exclusive():
                 started = time.monotonic()
-                left = self._next(1 + (LAST << attempt))
-                if len(left) > LAST << attempt:
+                limit = min(LAST * 4**attempt, MOST)
+                if len(left := self._next(limit + 1)) > limit:
                     continue
                 self._switch_now(left, caches)
                 self.pause_s = paused = time.monotonic() - started
