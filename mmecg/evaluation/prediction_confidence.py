@@ -217,7 +217,6 @@ def conformal(
                  for side, mask in (("present", gold), ("absent", ~gold))}  # fmt: skip
         kinds = {"empty": 0, "single": 1, "both": 2}
         extra = {f"share_{kind}": float((found.size == count).mean()) for kind, count in kinds.items()}
-        # The class that is always allowed, for every label: what the rate alone would give.
         random = None if random_at is None else Sets.of(gold, random_at(level)[:, statements])
         others = (
             [{}] * 2
