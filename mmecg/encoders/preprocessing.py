@@ -58,6 +58,8 @@ class Preprocessing:
     framing: Literal["segments", "crop"] = "segments"
 
     def __post_init__(self) -> None:
+        for field in ("sampling_rate_hz", "epsilon"):  # 500 and 500.0 are one fingerprint
+            object.__setattr__(self, field, float(getattr(self, field)))
         for name in self.filters:
             if name not in FILTERS:
                 raise ConfigError(f"filter {name!r} is unknown, expected one of {', '.join(FILTERS) or 'none'}")

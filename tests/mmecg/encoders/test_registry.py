@@ -5,8 +5,12 @@ from __future__ import annotations
 import importlib
 import sys
 
+import numpy as np
 import pytest
+import torch
 
+from mmecg.ecg import Ecg
+from mmecg.encoders.published import configure, load_encoder, write_encoder
 from mmecg.encoders.registry import available, get_encoder, read_labels
 from mmecg.errors import ConfigError, InvalidInputError
 
@@ -17,8 +21,12 @@ from mmecg.encoders.preprocessing import Preprocessing
 from mmecg.encoders.registry import EncoderSpec, PublishedWeights
 
 class Means(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gain = torch.nn.Parameter(torch.zeros(12, 1))
+
     def forward(self, signal):
-        return signal.mean(-1), None
+        return (self.gain * signal).mean(-1), None
 
 SPEC = EncoderSpec(
     name="{name}", title="Means", paper="none", code_licence="MIT", weights_licence="MIT", samples=1000,
@@ -65,11 +73,15 @@ def test_a_spec_is_consistent(name):
     assert spec.paper.startswith("arXiv:")
 
 
-def test_a_third_partys_encoder_is_found_and_works(distribution):
+def test_a_third_partys_encoder_is_found_and_works(distribution, tmp_path):
     distribution("means")
     assert available().keys() >= OURS | {"means"}
     spec = get_encoder("means")
     assert (spec.default_variant, spec.sampling_rate_hz, len(spec.leads)) == ("plain", 100, 12)
+    write_encoder(tmp_path / "saved", configure(spec, {}), {"gain": torch.ones(12, 1)})
+    ecg = Ecg.from_array(np.random.default_rng(0).standard_normal((12, 5000)), sampling_rate_hz=500)
+    features = load_encoder(tmp_path / "saved").features([ecg])
+    np.testing.assert_allclose(features, np.zeros((1, 12)), atol=1e-5)
 
 
 def test_one_that_cannot_be_imported_leaves_the_others(distribution):
