@@ -129,7 +129,15 @@ class Ingester:
         """Embed studies that are not stored just so already; the slow part of :meth:`store`, which may come earlier."""
         given = given or [{}] * len(studies)
         recipes = [_recipe(one, include_later_notes=include_later_notes) for one in given]
-        known = self.corpus.unchanged(studies, recipes)
+        known = [False] * len(studies)
+        asked = [
+            place
+            for place, (study, one) in enumerate(zip(studies, given, strict=True))
+            if not _is_complete(study, one, include_later_notes=include_later_notes)
+        ]
+        found = self.corpus.unchanged([studies[place] for place in asked], [recipes[place] for place in asked])
+        for place, is_known in zip(asked, found, strict=True):
+            known[place] = is_known
         new = [(study, one) for study, one, same in zip(studies, given, known, strict=True) if not same]
         made = iter(
             embed_studies(
@@ -231,6 +239,15 @@ def study_text(study: Study, *, include_later_notes: bool = False) -> str:
 def includes_later_notes(recipe: str | None) -> bool:
     """Return whether embeddings that were made in this way cover notes that may be later than the ECG."""
     return recipe is not None and recipe.startswith(_ALL_NOTES)
+
+
+def _is_complete(study: Study, given: Mapping[str, Vector], *, include_later_notes: bool) -> bool:
+    """Return whether nothing is left for the encoder to do."""
+    return (
+        (study.ecg is None or "ecg" in given)
+        and ("text" in given or not study_text(study, include_later_notes=include_later_notes))
+        and ("vitals" in given or study.vitals.is_empty())
+    )
 
 
 def _recipe(given: Mapping[str, Vector], *, include_later_notes: bool) -> str:

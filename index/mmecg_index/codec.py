@@ -39,6 +39,17 @@ def content_hash(study: Study, secret: bytes) -> bytes:
 
 def encode_study(study: Study) -> tuple[str, bytes | None]:
     """Return the document and the signal's bytes (None without an ECG)."""
+    content, signal = describe_study(study)
+    return encode_document(content), signal
+
+
+def encode_document(content: dict[str, Any]) -> str:
+    """Return the document of what :func:`describe_study` says."""
+    return json.dumps(content, separators=(",", ":"))
+
+
+def describe_study(study: Study) -> tuple[dict[str, Any], bytes | None]:
+    """Return what stands in the document, and the signal's bytes."""
     signal = None
     document = {"version": DOCUMENT_VERSION} | _describe(study) | {"quality": []}
     if study.ecg is not None:
@@ -49,7 +60,7 @@ def encode_study(study: Study) -> tuple[str, bytes | None]:
             "crc": zlib.crc32(signal),
         }
         document["quality"] = sorted({finding.kind for finding in assess_quality(study.ecg)})
-    return json.dumps(document, separators=(",", ":")), signal
+    return document, signal
 
 
 def decode_study(study_id: str, subject_id: str, document: str, signal: bytes | None) -> Study:
@@ -89,7 +100,11 @@ def decode_study(study_id: str, subject_id: str, document: str, signal: bytes | 
 
 def metadata_record(row: int, study_id: str, subject_id: str, document: str) -> tuple[Any, ...]:
     """Return a row of the metadata table, in the order of :data:`mmecg.search.METADATA_SCHEMA`."""
-    stored = json.loads(document)
+    return metadata_of(row, study_id, subject_id, json.loads(document))
+
+
+def metadata_of(row: int, study_id: str, subject_id: str, stored: dict[str, Any]) -> tuple[Any, ...]:
+    """Return :func:`metadata_record` of a document that is decoded."""
     acquired_at = _parse_time(stored["acquired_at"])
     report = stored["report"]
     return (

@@ -12,7 +12,7 @@ import sqlite3
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -21,7 +21,15 @@ from mmecg.errors import ConflictError, ModelChangedError, PermissionDeniedError
 from mmecg.search import Embeddings, WriteRequest, check_vectors
 from mmecg.study import Scope, Study
 from mmecg_index.calls import entered
-from mmecg_index.codec import content_hash, decode_study, encode_study, encode_vector, metadata_record, study_checksum
+from mmecg_index.codec import (
+    content_hash,
+    decode_study,
+    describe_study,
+    encode_document,
+    encode_vector,
+    metadata_of,
+    study_checksum,
+)
 from mmecg_index.database import next_sequence, sort_time
 from mmecg_index.queries import StudyQueries, not_found
 from mmecg_index.requests import Answered
@@ -173,16 +181,20 @@ class _Item:
         self._embeddings = embeddings
         self._recipe = recipe
         self._content_hash = content_hash(study, self._secret)
-        for name, vector in (embeddings or {}).items():
+        for name in embeddings or ():
             if name not in MODALITIES:
                 raise QueryError(f"modality {str(name)[:20]!r} is unknown, expected one of {', '.join(MODALITIES)}")
-            check_vectors(np.asarray(vector)[None], corpus._database.dim)
+        vectors, dim = [np.asarray(vector)[None] for vector in (embeddings or {}).values()], corpus._database.dim
+        together = [np.concatenate(vectors)] if {vector.shape for vector in vectors} == {(1, dim)} else vectors
+        for matrix in together:
+            check_vectors(matrix, dim)
         self.answered = request and Answered(self._secret, request, self._asked(request))
 
     @cached_property
-    def encoded(self) -> tuple[str, bytes | None]:
-        """Document and signal."""
-        return encode_study(self.study)
+    def encoded(self) -> tuple[dict[str, Any], str, bytes | None]:
+        """What the document says, the document, and the signal."""
+        content, signal = describe_study(self.study)
+        return content, encode_document(content), signal
 
     def _asked(self, request: WriteRequest) -> bytes:
         """Return what the request is about; what the bundle makes of it is not part of that."""
@@ -224,7 +236,7 @@ class _Item:
         """Write it; return its row and what stands there now."""
         if self._embeddings is None:
             raise ConflictError("a study that was stored already was changed meanwhile; send it again")
-        study, (document, signal) = self.study, self.encoded
+        study, (content, document, signal) = self.study, self.encoded
         crc = study_checksum(study.study_id, study.subject_id, document)
         values = (study.study_id, study.subject_id, sort_time(study.acquired_at), sequence, document, crc, signal)
         more = (study.site, self._content_hash, self._recipe)
@@ -232,7 +244,7 @@ class _Item:
         connection.execute("DELETE FROM embeddings WHERE row = ?", (row,))
         rows = [encode_vector(row, name, self._fingerprint, vector) for name, vector in self._embeddings.items()]
         connection.executemany("INSERT INTO embeddings VALUES (?, ?, ?, ?, ?)", rows)
-        return row, Stored(metadata_record(row, study.study_id, study.subject_id, document), self._embeddings)
+        return row, Stored(metadata_of(row, study.study_id, study.subject_id, content), self._embeddings)
 
 
 class Found(NamedTuple):

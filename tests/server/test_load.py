@@ -1,11 +1,12 @@
 """The short form of overload and soak (the long one: benchmarks/bench_load.py). No time is asserted."""
 
 import collections
-import os
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 from itertools import count
+from pathlib import Path
 
 import grpc
 import pytest
@@ -22,6 +23,7 @@ from mmecg.retriever import Query, Retriever
 CALLS, STREAMS = 4, 2
 CALLERS = 3 * CALLS
 SECONDS = 1.0
+HANDLES = Path("/proc/self/fd")
 
 
 @pytest.fixture
@@ -67,7 +69,7 @@ def load(address: str, make_ecg, make_study) -> collections.Counter:
                     return
                 stores = place % CALLERS < 2 * STREAMS
                 number = 100 * turn + place
-                call = (lambda: store_and_delete(number)) if stores else (lambda: search(request))
+                call = partial(store_and_delete, number) if stores else partial(search, request)
                 outcomes[outcome_of(call)] += 1
 
         callers = [threading.Thread(target=caller, args=(place,)) for place in range(CALLERS + 2 * STREAMS)]
@@ -80,7 +82,7 @@ def load(address: str, make_ecg, make_study) -> collections.Counter:
 
 def handles() -> int:
     """Return how many file handles the process has open."""
-    return len(os.listdir("/proc/self/fd"))
+    return len(list(HANDLES.iterdir()))
 
 
 def threads() -> collections.Counter:
@@ -88,7 +90,7 @@ def threads() -> collections.Counter:
     return collections.Counter(each.name.rpartition("_")[0] or each.name for each in threading.enumerate())
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts file handles by /proc")
+@pytest.mark.skipif(not HANDLES.is_dir(), reason="counts file handles by /proc")
 def test_too_much_load_is_refused_and_leaves_nothing_behind(address, make_ecg, make_study) -> None:
     before = handles()
     for _ in range(3):
