@@ -35,6 +35,7 @@ COMMANDS = (
     "evaluate-labels",
     "evaluate-prediction",
     "encoders",
+    "import-encoder",
     "review-labels",
     "info",
     "backup",
