@@ -269,8 +269,9 @@ def read_checkpoint(content: Mapping[str, Any]) -> PublishedWeights:
         It is the file of another model, or has other hyper-parameters.
     """
     state = content.get("model")
-    if not isinstance(state, Mapping) or not state:
-        found = ", ".join(map(str, list(content)[:5])) or "nothing"
+    named = isinstance(state, Mapping) and all(isinstance(key, str) for key in state)
+    if not named or not state or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        found = ", ".join(str(key)[:60] for key in list(content)[:5]) or "nothing"
         raise BundleError(f"file holds {found}, expected cfg and model as in a file of ECG-FM; give such a file")
     _check_options(content)
     finetuned = any(key.startswith("encoder.encoder.") for key in state)
@@ -286,7 +287,7 @@ def read_checkpoint(content: Mapping[str, Any]) -> PublishedWeights:
         if ours in tensors:
             raise BundleError(f"file holds {ours} in two spellings, expected one; give the file as it was published")
         tensors[ours] = tensor
-    labels = len(tensors["proj.weight"]) if "proj.weight" in tensors else 0
+    labels = tensors["proj.weight"].shape[:1].numel() if "proj.weight" in tensors else 0
     if labels not in (0, len(SPEC.labels)):
         raise BundleError(
             f"file has a classifier of {labels} labels, expected {len(SPEC.labels)} or none; "
@@ -332,7 +333,7 @@ def _convolutions(value: Any) -> Any:
 
     try:
         return layers(ast.parse(value, mode="eval").body) if isinstance(value, str) else tuple(map(tuple, value))
-    except (ValueError, TypeError, SyntaxError):
+    except (ValueError, TypeError, SyntaxError, RecursionError):
         return value
 
 

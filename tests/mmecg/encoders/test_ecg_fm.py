@@ -160,7 +160,14 @@ def test_a_finetuned_file_answers_for_the_pretrained_one_within_it():
     ("content", "told"),
     [
         ({"state_dict": {}}, "holds state_dict, expected cfg and model"),
+        ({"cfg": CFG, "model": {"x": 1.0}}, "holds cfg, model, expected"),
+        ({"cfg": CFG, "model": {7: torch.zeros(1)}}, "holds cfg, model, expected"),
+        ({}, "holds nothing"),
         ({"model": {"x": torch.zeros(1)}}, "no configuration"),
+        (
+            {"cfg": {"model": CFG["model"] | {"conv_feature_layers": "(" * 5000}}, "model": {"x": torch.zeros(1)}},
+            "other",
+        ),
         ({"cfg": CFG, "model": {"proj.weight": torch.zeros(26, 768)}}, "26 labels, expected 17"),
     ],
 )
