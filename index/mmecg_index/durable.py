@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from mmecg.errors import AlreadyExistsError, NotReadyError
+from mmecg.errors import AlreadyExistsError, MmecgError, NotReadyError, OverloadedError
 
 
 @contextmanager
@@ -23,7 +24,20 @@ def new_directory(path: Path) -> Iterator[Path]:
     ------
     AlreadyExistsError
         ``path`` is there, and not an empty directory.
+    OverloadedError
+        The disk is full.
+    NotReadyError
+        The disk refuses what is written.
     """
+    try:
+        with _new_directory(path) as directory:
+            yield directory
+    except OSError as error:
+        raise _told(error) from error
+
+
+@contextmanager
+def _new_directory(path: Path) -> Iterator[Path]:
     there = path.is_dir() and not any(path.iterdir())
     if path.exists() and not there:
         raise AlreadyExistsError(f"{path} exists and is not empty; open it, choose another place, or remove it first")
@@ -45,6 +59,26 @@ def new_directory(path: Path) -> Iterator[Path]:
         sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_directory(path: Path) -> None:
+    """Take a directory away at once, also as a power cut would find it, then delete its files; errors are passed over.
+
+    A crash in between leaves files under a hidden name, ``.<name>``.
+    """
+    aside = path.with_name(f".{path.name}.gone-{os.getpid()}")
+    with suppress(OSError):
+        path.rename(aside)
+        sync(path.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _told(error: OSError) -> MmecgError:
+    """Return what a caller is told, without the path."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
+        return OverloadedError("the disk is full; nothing was changed; make room, then try again", limit="disk")
+    what = type(error).__name__ if error.errno is None else os.strerror(error.errno)
+    return NotReadyError(f"the disk refuses what is to be written ({what}); check it, then try again")
 
 
 def sync(path: Path) -> None:

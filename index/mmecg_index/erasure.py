@@ -8,8 +8,8 @@
    (``secure_delete``), but not the copies that it leaves in the unused part of a page when it moves a row.
 3. The erasure is marked done. One that was interrupted is finished when the corpus is opened.
 
-Searches go on all the while; writes wait while the snapshots are saved and the database is written. An erasure is remembered, so that a backup
-that was made before it can be brought to the same state (:meth:`Eraser.apply`).
+Searches go on all the while; writes wait while the snapshots are saved and the database is written. An erasure is
+remembered, so that a backup that was made before it can be brought to the same state (:meth:`Eraser.apply`).
 
 Not covered: other copies (backups, exports), what a file system or a disk keeps of overwritten blocks, and memory of
 the process that was given back but not yet used again.

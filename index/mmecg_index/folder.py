@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from mmecg_index.durable import remove_directory
+
 
 class SnapshotFolder:
     """The snapshots of one name in a directory, which need not be there yet.
@@ -30,13 +32,13 @@ class SnapshotFolder:
     def clear(self, sequence: int) -> None:
         """Make room for the snapshot of a sequence number."""
         self._directory.mkdir(mode=0o700, exist_ok=True)
-        shutil.rmtree(self.path(sequence), ignore_errors=True)
+        remove_directory(self.path(sequence))
 
     def keep_only(self, sequence: int) -> None:
         """Delete all but one."""
         for other in self.newest():
             if other != self.path(sequence):
-                shutil.rmtree(other, ignore_errors=True)
+                remove_directory(other)
 
     def tidy(self) -> None:
         """Delete what was left behind when a process ended while it saved."""

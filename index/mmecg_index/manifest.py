@@ -79,7 +79,7 @@ def check_snapshot(path: Path, *, format_name: str, fingerprint: str) -> dict[st
 
     def fits(item: tuple[str, Any]) -> bool:
         try:
-            return describe_file(path / item[0]) == item[1]
+            return bool(describe_file(path / item[0]) == item[1])
         except OSError:  # gone, maybe just now, or the disk cannot read it
             return False
 

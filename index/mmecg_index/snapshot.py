@@ -62,7 +62,10 @@ def save_index(
             np.save(directory / "segment_rows.npy", segment.rows, allow_pickle=False)
             if stored_vectors(ann.index) is None:
                 np.save(directory / "segment_vectors.npy", segment.matrix, allow_pickle=False)
-            faiss.write_index(ann.index, str(directory / ANN_FILE))
+            try:
+                faiss.write_index(ann.index, str(directory / ANN_FILE))
+            except RuntimeError as error:  # FAISS has no other kind
+                raise OSError(str(error)) from error
         content = {
             "format": FORMAT,
             "fingerprint": index.fingerprint,

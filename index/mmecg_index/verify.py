@@ -12,10 +12,10 @@ import hashlib
 import json
 import logging
 import sqlite3
-import time
 import zlib
 from collections import Counter
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
 import numpy as np
@@ -225,11 +225,11 @@ def _check_snapshots(view: View, directory: Path, findings: Counter[str]) -> dic
 
 def _goes(path: Path) -> bool:
     """Return whether somebody is deleting a snapshot; its files go before its directory does."""
-    end = time.monotonic() + _DELETED_WITHIN_S
+    end = monotonic() + _DELETED_WITHIN_S
     while path.exists():
-        if time.monotonic() > end:
+        if monotonic() > end:
             return False
-        time.sleep(0.01)
+        sleep(0.01)
     return True
 
 
