@@ -15,7 +15,6 @@ from mmecg.neighbours import NEIGHBOURS, vote_logits
 from mmecg.prediction.cohort import CohortHead
 from mmecg.prediction.history import CHANNELS, HistoryHead, HistoryTokens
 from mmecg.prediction.superclass import SuperclassHead, channels, superclasses_of
-from mmecg.prediction.vitals_head import VitalsHead
 
 MINIMUM_STUDIES = 100
 _LIMIT = 30.0
@@ -184,8 +183,8 @@ class _HistoryNet(torch.nn.Module):
 
 def fit_vitals(
     logits: NDArray[np.float64], channels: NDArray[np.float32], gold: NDArray[np.bool_], *, penalty: float = 1e-3
-) -> VitalsHead:
-    """Fit what vitals add to log-odds.
+) -> NDArray[np.float32]:
+    """Fit what vitals add to log-odds: float32, shape (channels, labels).
 
     Parameters
     ----------
@@ -210,7 +209,8 @@ def fit_vitals(
         return loss
 
     optimiser.step(closure)  # type: ignore[no-untyped-call]
-    return VitalsHead(weight.detach().numpy())
+    found: NDArray[np.float32] = weight.detach().numpy()
+    return found
 
 
 def fit_cohort(

@@ -213,9 +213,8 @@ def fit_evidence(honest: HonestScores, rows: NDArray[np.int64], recipe: HistoryR
     gold = honest.data.gold
     calibration = fit_logit_map(honest.logits, gold)
     alone = calibration.apply(honest.logits)
-    vitals = fit_vitals(alone, honest.data.vitals, gold)
     rates = np.broadcast_to(logit(prevalence(honest.data)), gold.shape)
-    vitals = replace(vitals, alone=fit_vitals(rates, honest.data.vitals, gold).weight)
+    vitals = VitalsHead(*(fit_vitals(base, honest.data.vitals, gold) for base in (alone, rates)))
     alone = vitals.apply(alone, honest.data.vitals)
     cohort = fit_cohort(alone, honest.votes, gold)
     joined = cohort.apply(alone, honest.votes)

@@ -62,8 +62,8 @@ class Scores:
     sets: NDArray[np.bool_]
     trained: NDArray[np.floating]
     site: NDArray[np.float64]
+    superclass: SuperclassHead
     absent_of: Mapping[int, NDArray[np.bool_]] = field(default_factory=dict)
-    superclass: SuperclassHead | None = None
 
 
 def join_level(level: float, count: int) -> float:
@@ -96,9 +96,7 @@ def predict_labels(
     """
     every = [scores.alone, scores.joined, _logit(scores.low), _logit(scores.high)]
     # Plain numbers from here on: a NumPy scalar at a time would cost more than all heads together.
-    shifted = shift_prevalence(np.stack(every), scores.trained, scores.site)
-    if scores.superclass is not None:
-        shifted = scores.superclass.at_least(shifted)
+    shifted = scores.superclass.at_least(shift_prevalence(np.stack(every), scores.trained, scores.site))
     alone, joined, low, high = probability_of(shifted).tolist()
     sets, spread = scores.sets.tolist(), scores.spread.tolist()
     predicted, columns = [], []

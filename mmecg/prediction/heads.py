@@ -101,8 +101,7 @@ class PredictionHeads:
     confidence : Confidence
     novelty : NoveltyDetector
     age : AgeHead
-    superclass : SuperclassHead, optional
-        None in heads that were fitted before there was one.
+    superclass : SuperclassHead
     """
 
     fingerprint: str
@@ -116,15 +115,15 @@ class PredictionHeads:
     confidence: Confidence
     novelty: NoveltyDetector
     age: AgeHead
-    superclass: SuperclassHead | None = None
+    superclass: SuperclassHead
 
     def join_superclasses(self, logits: NDArray[np.float64]) -> NDArray[np.float64]:
         """Join the superclasses with their statements, after everything else: float64, shape (n, labels)."""
-        return logits if self.superclass is None else self.superclass.apply(logits)
+        return self.superclass.apply(logits)
 
     def raise_superclasses(self, logits: NDArray[np.float64]) -> NDArray[np.float64]:
         """Raise the superclasses to their likeliest statement, without an ECG: float64, shape (n, labels)."""
-        return logits if self.superclass is None else self.superclass.at_least(logits)
+        return self.superclass.at_least(logits)
 
 
 def read_heads(bundle: Bundle) -> PredictionHeads:

@@ -336,7 +336,7 @@ class Predictor:
             low, high, sets = np.zeros_like(low), np.ones_like(high), np.ones_like(sets)
             absent_of = {count: np.ones(sets.shape[1], np.bool_) for count in together}
         ends = spread[0], low[0], high[0], sets[0], self.heads.prevalence, case.site
-        return Scores(alone[0], joined[0], *ends, absent_of, self.heads.superclass), route.uncertainty
+        return Scores(alone[0], joined[0], *ends, self.heads.superclass, absent_of), route.uncertainty
 
     def _uncertainty(
         self, case: _Case, scores: Scores, quantiles: NDArray[np.float32], missing: dict[int, str]

@@ -25,6 +25,16 @@ BMI_RANGE = (7.0, 150.0)
 """Body mass index, kg/m2, beyond anything recorded of a living person: height and weight contradict each other."""
 
 
+_KINDS: dict[str, tuple[type, ...]] = {
+    "study": (Study, Ecg),
+    "subject_id": (str, type(None)),
+    "as_of": (datetime, type(None)),
+    "vitals": (Vitals, type(None)),
+    "note": (str,),
+    "options": (PredictionOptions,),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class PredictionQuery:
     """One study to predict, and from when on the future begins.
@@ -50,7 +60,7 @@ class PredictionQuery:
     Raises
     ------
     QueryError
-        ``subject_id`` is not the subject of the study.
+        ``subject_id`` is not the subject of the study, or something is of another type.
     ReportError
         The note is too long or not plain text.
     """
@@ -64,6 +74,11 @@ class PredictionQuery:
     options: PredictionOptions = field(default_factory=PredictionOptions)
 
     def __post_init__(self) -> None:
+        for name, kinds in _KINDS.items():
+            value = getattr(self, name)
+            if not isinstance(value, kinds):
+                expected = " or ".join(kind.__name__ for kind in kinds if kind is not type(None))
+                raise QueryError(f"{name} is of type {type(value).__name__}, expected {expected}", field=name)
         if self.subject_id is not None:
             check_id(self.subject_id, "subject_id")
         check_text(self.note, field="note")

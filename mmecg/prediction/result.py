@@ -90,6 +90,9 @@ class PredictionOptions:
     max_history: int = 16
 
     def __post_init__(self) -> None:
+        for name in ("use_history", "use_cohort", "cohort_before_as_of"):
+            if not isinstance(flag := getattr(self, name), bool):
+                raise QueryError(f"{name} is of type {type(flag).__name__}, expected bool", field=f"options.{name}")
         for name, kind, low, high in (
             ("level", (int, float), 0.5, 0.99),
             ("abstain_share", (int, float), 0.0, 0.9),
@@ -122,7 +125,8 @@ class LabelPrediction:
     low, high : float
         Venn-Abers interval of the probability.
     single : float
-        Calibrated probability from this ECG, the vitals and the cohort; equals ``probability`` if there is no history.
+        Calibrated probability without history: from this ECG, the vitals and the cohort (``current`` in the tables of
+        :mod:`mmecg.evaluation`); equals ``probability`` if there is no history.
     spread : float
         Standard deviation of the ensemble's log-odds.
     conformal_set : tuple of bool

@@ -30,12 +30,12 @@ class VitalsHead:
     ----------
     weight : float32, shape (channels, labels)
         In the order of :data:`CHANNELS`; beside an ECG.
-    alone : float32, shape (channels, labels), optional
-        Without one, beside the prevalence; None in heads that were fitted before there was this.
+    alone : float32, shape (channels, labels)
+        Without one, beside the prevalence.
     """
 
     weight: NDArray[np.float32]
-    alone: NDArray[np.float32] | None = None
+    alone: NDArray[np.float32]
 
     def apply(self, logits: NDArray[np.float64], channels: NDArray[np.float32]) -> NDArray[np.float64]:
         """Add the vitals to log-odds.
@@ -56,8 +56,6 @@ class VitalsHead:
 
     def apply_alone(self, prevalence: NDArray[np.float64], channels: NDArray[np.float32]) -> NDArray[np.float64]:
         """Add the vitals to the log-odds of prevalence, without an ECG: float64, shape (n, labels)."""
-        if self.alone is None:
-            return prevalence
         return np.asarray(prevalence + (channels @ self.alone).astype(np.float64), np.float64)
 
 

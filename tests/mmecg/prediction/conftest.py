@@ -45,6 +45,7 @@ def random_heads(bundle: Bundle) -> PredictionHeads:
         fit_conformal(logits, gold, category),
         np.linspace(0.05, 0.35, 1001, dtype=np.float32),
     )
+    vitals = 0.2 * np.random.default_rng(1).standard_normal((len(VITALS), count)).astype(np.float32)
     prevalence = np.clip(gold.mean(axis=0), 0.01, 0.9).astype(np.float32)
     prevalence[-len(SUPERCLASSES) :] = 0.9  # no rarer than what they hold
     return PredictionHeads(
@@ -53,7 +54,7 @@ def random_heads(bundle: Bundle) -> PredictionHeads:
         prevalence=prevalence,
         single=SingleHead(draw(4, features, count, scale=0.3), draw(4, count, scale=0.1), fit_logit_map(logits, gold)),
         embedding=EmbeddingHead(draw(EMBEDDING_DIM, count), draw(count)),
-        vitals=VitalsHead(0.2 * np.random.default_rng(1).standard_normal((len(VITALS), count)).astype(np.float32)),
+        vitals=VitalsHead(vitals, np.zeros_like(vitals)),
         cohort=CohortHead(np.full((2, count), 0.5, np.float32), np.zeros(count, np.float32), 10, 20.0),
         history=HistoryHead(
             draw(len(CHANNELS), HIDDEN), draw(HIDDEN), draw(HIDDEN, HIDDEN), draw(HIDDEN), draw(HIDDEN, 2), draw(2),

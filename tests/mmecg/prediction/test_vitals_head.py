@@ -31,7 +31,7 @@ def test_channels_are_zero_where_nothing_is_known() -> None:
 def test_without_vitals_log_odds_stay_bit_by_bit() -> None:
     random = np.random.default_rng(0)
     logits = random.normal(size=(2, 5))
-    head = VitalsHead(random.normal(size=(len(CHANNELS), 5)).astype(np.float32))
+    head = VitalsHead(*random.normal(size=(2, len(CHANNELS), 5)).astype(np.float32))
     found = head.apply(logits, vitals_channels([Vitals(), Vitals(age_years=30)]))
     assert (found[0] == logits[0]).all()
     assert (found[1] != logits[1]).all()
@@ -48,7 +48,8 @@ def test_fit_finds_what_age_and_sex_add() -> None:
     truth = logits.copy()
     truth[:, 0] += 0.8 * channels[:, CHANNELS.index("age")] - 1.0 * channels[:, CHANNELS.index("female")]
     gold = random.random(truth.shape) < 1 / (1 + np.exp(-truth))
-    head = fit_vitals(logits, channels, gold)
+    weight = fit_vitals(logits, channels, gold)
+    head = VitalsHead(weight, weight)
     assert head.weight[CHANNELS.index("age"), 0] == pytest.approx(0.8, abs=0.12)
     assert head.weight[CHANNELS.index("female"), 0] == pytest.approx(-1.0, abs=0.2)
     assert np.abs(head.apply(logits, channels)[:, 1] - logits[:, 1]).mean() < 0.12
