@@ -140,7 +140,7 @@ def _as_plain(value: Any, met: dict[int, Any]) -> Any:
 
 def _kind(head: bytes) -> str | None:
     """Return what a file is that is not of torch; None for one that may be."""
-    if head.startswith((b"PK\x03\x04", b"\x80\x02")):
+    if head.startswith((b"PK\x03\x04", b"\x80")):
         return None
     if not head:
         return "empty"
