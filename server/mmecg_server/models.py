@@ -28,7 +28,15 @@ if TYPE_CHECKING:
 
 
 class Work(Protocol):
-    """Embeddings of another bundle that are being made."""
+    """Embeddings of another bundle that are being made.
+
+    Attributes
+    ----------
+    pause_s : float, optional
+        How long writes waited for the switch.
+    """
+
+    pause_s: float | None
 
     @property
     def state(self) -> Reindexing:
@@ -187,7 +195,7 @@ class Models:
             self._error = f"unexpected {type(error).__name__}; see the server's log"
             log("reindex_ended", level=logging.ERROR, reason=type(error).__name__)
         else:
-            log("reindexed", fingerprint=bundle.fingerprint)
+            log("reindexed", fingerprint=bundle.fingerprint, pause_ms=round(1000 * (work.pause_s or 0), 1))
 
 
 def find_bundle(config: ServerConfig, fingerprint: str) -> Path | None:
