@@ -211,8 +211,9 @@ def step_back() -> None:
     """Let this thread build on half of the cores, when others leave them idle; Linux alone knows that of a thread."""
     faiss.omp_set_num_threads(max(1, (os.cpu_count() or 1) // 2))
     if sys.platform == "linux":
+        here = threading.get_native_id()
         with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+            os.setpriority(os.PRIO_PROCESS, here, max(_NICE, os.getpriority(os.PRIO_PROCESS, here)))
 
 
 def is_ivf(index: Any) -> bool:

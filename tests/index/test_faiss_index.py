@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import sys
 import threading
 
 import faiss
@@ -344,3 +346,20 @@ def test_bad_input_is_refused_and_changes_nothing() -> None:
     with pytest.raises(QueryError):
         index.search(vectors(1), 0)
     assert index.search(vectors(2), 3).rows.tolist() == [[-1] * 3] * 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a priority of one thread")
+def test_a_builder_steps_back_and_nobody_else() -> None:
+    here, cores = threading.get_native_id(), os.cpu_count() or 1
+    before = os.getpriority(os.PRIO_PROCESS, here), faiss.omp_get_max_threads()
+    seen = []
+
+    def build() -> None:
+        ann.step_back()
+        seen.append((os.getpriority(os.PRIO_PROCESS, threading.get_native_id()), faiss.omp_get_max_threads()))
+
+    thread = threading.Thread(target=build)
+    thread.start()
+    thread.join()
+    assert seen == [(max(10, before[0]), max(1, cores // 2))]
+    assert (os.getpriority(os.PRIO_PROCESS, here), faiss.omp_get_max_threads()) == before
