@@ -136,8 +136,13 @@ def check_tensors(tensors: Mapping[str, Tensor], network: nn.Module, *, title: s
         raise BundleError(
             f"file does not fit {title}: {'; '.join(found)}; it is another model's or has other hyper-parameters"
         )
-    if broken := [key for key in shared if not torch.isfinite(tensors[key]).all()]:
+    if broken := [key for key in shared if not _is_finite(tensors[key])]:
         raise BundleError(f"file holds NaN or infinite weights in {_some(broken)}; get it again")
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Look at the extremes, which NaN is one of; ``isfinite`` would make two copies of the tensor."""
+    return not tensor.numel() or bool(torch.stack(tensor.aminmax()).isfinite().all())
 
 
 def _as_float32(tensor: Tensor) -> Tensor:
