@@ -206,10 +206,12 @@ class FaissIndex:
         cancel : threading.Event, optional
             See :meth:`compact`.
         """
-        while self._state.segment.count < len(self._state.segment):
+        while True:
+            with self._compact_lock, self._write_lock:  # A compaction under way would put back what it began with.
+                if self._state.segment.count == len(self._state.segment):
+                    self._tidy_tail(whole=True)
+                    return
             self.compact(cancel=cancel, or_exact=True)
-        with self._compact_lock, self._write_lock:
-            self._tidy_tail(whole=True)
 
     def _build(self, old: State, cancel: threading.Event | None, *, or_exact: bool) -> Block:
         rows = np.concatenate([block.living[0] for block in old.blocks])

@@ -363,3 +363,31 @@ def test_a_builder_steps_back_and_nobody_else() -> None:
     thread.join()
     assert seen == [(max(10, before[0]), max(1, cores // 2))]
     assert (os.getpriority(os.PRIO_PROCESS, here), faiss.omp_get_max_threads()) == before
+
+
+def test_a_purge_waits_for_the_compaction_that_began_before_the_removal(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = vectors(600)
+    index = FaissIndex(DIM, "f" * 64, factory="HNSW8")
+    index.upsert(np.arange(300), data[:300])
+    index.compact()
+    index.upsert(np.arange(300, 600), data[300:])
+    building, go_on, build_ann = threading.Event(), threading.Event(), faiss_index.build_ann
+
+    def slow(*args: object, **options: object) -> ann.Ann:
+        building.set()
+        go_on.wait(30)
+        return build_ann(*args, **options)
+
+    monkeypatch.setattr(faiss_index, "build_ann", slow)
+    builder = threading.Thread(target=index.compact)
+    builder.start()
+    building.wait(30)
+    index.remove(np.array([450]))  # still alone in the tail, and already on its way into the next segment
+    purger = threading.Thread(target=index.purge)
+    purger.start()
+    go_on.set()
+    for thread in (builder, purger):
+        thread.join()
+    held = np.concatenate([part.matrix[: len(part)] for part in index.state.blocks])
+    assert len(held) == len(index) == 599
+    assert not (held == data[450]).all(axis=1).any()
