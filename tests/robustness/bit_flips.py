@@ -19,7 +19,7 @@ from mmecg.errors import MmecgError
 from mmecg.retriever import Retriever
 from mmecg.search import Filter
 
-STUDIES = 60
+STUDIES = 24
 Answers = dict[str, Any]
 
 

@@ -275,12 +275,16 @@ def main() -> int:
             run.clock(years)
         for start in range(0, arguments.power_cuts, 50):
             run.power_cut(min(50, arguments.power_cuts - start))
-        flips = flip_all(Path(folder), arguments.flips, arguments.seed) if arguments.flips else {}
-    failures = run.failures + flips.pop("failures", [])
-    summary = {"seed": arguments.seed, "faults": run.table, "flips": flips, "failures": failures}
+        summary: dict[str, Any] = {"seed": arguments.seed, "faults": run.table, "flips": {}, "failures": run.failures}
+        print(render(run), flush=True)
+        if arguments.flips:
+            if arguments.json:
+                arguments.json.write_text(json.dumps(summary, indent=1) + "\n")
+            summary["flips"] = flip_all(Path(folder), arguments.flips, arguments.seed)
+    flips = summary["flips"]
+    failures = summary["failures"] = run.failures + flips.pop("failures", [])
     if arguments.json:
         arguments.json.write_text(json.dumps(summary, indent=1) + "\n")
-    print(render(run))
     print(json.dumps({"flips": flips, "failures": failures}))
     return 1 if failures else 0
 
