@@ -145,17 +145,24 @@ class IndexCache:
         NotReadyError
             The corpus is closed, or its disk failed: the index may lack what is stored.
         """
+        while not self._save():
+            pass
+
+    def _save(self) -> bool:
+        """Return False if a compaction has replaced meanwhile what was to be saved."""
         with self._writer.exclusive():
             self._writer.check(grows=False)
             sequence, state = self._database.sequence, self.index.state
             if self.index.fingerprint != self._database.fingerprint:
-                return
+                return True
         with self._saving:
             ann = state.segment.ann
-            # What another thread saved or built meanwhile is newer, and may lack what was erased.
-            newest = sequence >= self._saved and ann is self.index.state.segment.ann
-            if newest and (sequence > self._saved or ann is not self._saved_ann):
-                self._write(state, sequence)
+            if sequence < self._saved or (sequence == self._saved and ann is self._saved_ann):
+                return True  # another thread has saved it, or something newer
+            if ann is not self.index.state.segment.ann:
+                return False  # it may hold under a mark what is to be erased
+            self._write(state, sequence)
+            return True
 
     def _write(self, state: State, sequence: int) -> None:
         ann, earlier = state.segment.ann, self._folder.path(self._saved)
