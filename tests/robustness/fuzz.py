@@ -134,11 +134,11 @@ class Target:
     def _wait_for_port(self) -> int:
         end = time.monotonic() + 180
         while time.monotonic() < end and self._process.poll() is None:
-            for line in self.log.read_text().splitlines():
+            for line in self.log.read_text(errors="replace").splitlines():
                 if '"event": "serving"' in line:
                     return int(json.loads(line)["port"])
             time.sleep(0.1)
-        raise RuntimeError(f"the server did not start: {self.log.read_text()[-2000:]}")
+        raise RuntimeError(f"the server did not start: {self.log.read_text(errors="replace")[-2000:]}")
 
     def state(self) -> dict[str, int]:
         """Return memory in use, file handles and threads."""
@@ -338,7 +338,7 @@ def run(count: int, seed: int, *, auth: bool, program: bool = False) -> dict[str
             answered = probe(target)
         finally:
             code = target.stop()
-        log = target.log.read_text()
+        log = target.log.read_text(errors="replace")
     lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
     faults = tally.faults + [f"log: {line}" for line in lines if line["event"] == "internal_error"]
     faults += [f"log: {line['code']}" for line in lines if line.get("code") in _FAULTS]
