@@ -23,7 +23,7 @@ def hnswlib_peer(stored: NDArray[np.float32], filters: Filters, *, k: int, effor
     import hnswlib
 
     index = hnswlib.Index(space="ip", dim=stored.shape[1])
-    index.init_index(max_elements=len(stored), M=32, ef_construction=40)
+    index.init_index(max_elements=len(stored), M=32, ef_construction=80)
     index.add_items(stored, np.arange(len(stored)), num_threads=1)
     index.set_ef(effort)
 
