@@ -138,7 +138,8 @@ class Target:
                 if '"event": "serving"' in line:
                     return int(json.loads(line)["port"])
             time.sleep(0.1)
-        raise RuntimeError(f"the server did not start: {self.log.read_text(errors="replace")[-2000:]}")
+        log = self.log.read_text(errors="replace")
+        raise RuntimeError(f"the server did not start: {log[-2000:]}")
 
     def state(self) -> dict[str, int]:
         """Return memory in use, file handles and threads."""
