@@ -217,11 +217,14 @@ def read_checkpoint(content: Mapping[str, Any], *, leads: int = len(LEADS)) -> P
         It is the file of another model, of another number of leads, or has other hyper-parameters.
     """
     state = content.get("state_dict")
-    if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+    if not isinstance(state, Mapping) or not all(
+        isinstance(key, str) and isinstance(tensor, Tensor) for key, tensor in state.items()
+    ):
         found = ", ".join(str(key)[:60] for key in list(content)[:5]) or "nothing"
         raise BundleError(f"file holds {found}, expected state_dict as in a file of ECGFounder; give such a file")
-    unused = tuple(key for key in state if _BATCH_NORM.search(key))
-    tensors = {key: tensor for key, tensor in state.items() if key not in unused}
+    prefix = "module." * all(key.startswith("module.") for key in state)  # parallel training puts it before every key
+    unused = tuple(key for key in state if _BATCH_NORM.search(key.removeprefix(prefix)))
+    tensors = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key not in unused}
     stem, head = tensors.get("first_conv.conv.weight"), tensors.get("dense.weight")
     if stem is not None and stem.ndim == 3 and stem.shape[1] != leads:
         other = {len(LEADS): SPEC.name, 1: SPEC_1_LEAD.name}.get(stem.shape[1])

@@ -206,3 +206,12 @@ def test_file_of_another_kind_or_head_is_refused():
         read_checkpoint({"cfg": {}, "model": {}})
     with pytest.raises(BundleError, match="classifier of 71 labels, expected 150"):
         read_checkpoint({"state_dict": {"dense.weight": torch.zeros(71, 1024)}})
+
+
+def test_prefix_of_parallel_training_and_batch_norms_are_left_out():
+    state = {"module.dense.bias": torch.zeros(150), "module.first_bn.weight": torch.ones(64)}
+    weights = read_checkpoint({"state_dict": state})
+    assert list(weights.tensors) == ["dense.bias"]
+    assert weights.unused == ("module.first_bn.weight",)
+    with pytest.raises(BundleError, match="expected state_dict"):
+        read_checkpoint({"state_dict": {1: torch.zeros(1)}})
