@@ -7,7 +7,7 @@ import os
 import queue
 import sqlite3
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -137,7 +137,7 @@ class Database:
         Of the bundle whose embeddings are searched.
     dim : int
     secret : bytes
-        Key of the hashes that are stored, and of page tokens.
+        Key of the hashes that are stored.
     factory : str, optional
         FAISS factory string that was asked for.
     memory_map : bool
@@ -239,8 +239,9 @@ class Database:
     def close(self) -> None:
         """Close every connection; harmless when done twice."""
         self._closed = True
-        while not self._idle.empty():
-            self._idle.get_nowait().close()
+        with suppress(queue.Empty):  # others may be taking and giving back
+            while True:
+                self._idle.get_nowait().close()
         self.writer.close()
 
     def _open_reader(self) -> sqlite3.Connection:

@@ -10,6 +10,8 @@ from typing import Any
 
 from mmecg.errors import QueryError
 
+_MAX_ROW = 2**63
+
 
 def render_token(subject_id: str | None, key: Sequence[Any]) -> str:
     """Return the token of the page that follows the study with this sort key."""
@@ -28,12 +30,21 @@ def parse_token(token: str, subject_id: str | None) -> list[Any]:
         return []
     try:
         name, *key = json.loads(base64.b64decode(token.encode("ascii"), altchars=b"-_", validate=True))
-        whole = [type(part) for part in key] == ([int] if subject_id is None else [str, str])
-    except (ValueError, TypeError):
+        whole = _is_number(key) if subject_id is None else _are_texts(key)
+    except (ValueError, TypeError, RecursionError):
         whole = False
     if not whole or name != _list_name(subject_id):
         raise QueryError("page_token is damaged or belongs to another list; start without one", field="page_token")
     return list(key)
+
+
+def _is_number(key: Sequence[Any]) -> bool:
+    return [type(part) for part in key] == [int] and abs(key[0]) < _MAX_ROW
+
+
+def _are_texts(key: Sequence[Any]) -> bool:
+    """Return whether a key is two texts; raise ``ValueError`` for what is no UTF-8."""
+    return [type(part) for part in key] == [str, str] and all(part.encode() for part in key)
 
 
 def _list_name(subject_id: str | None) -> str:

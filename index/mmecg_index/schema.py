@@ -168,7 +168,7 @@ def _run(connection: sqlite3.Connection, script: str, corpus: tuple[str, int] | 
         connection.executescript(f"BEGIN IMMEDIATE;{script};PRAGMA user_version = {VERSION}")
         if corpus is not None:
             connection.execute("INSERT INTO corpus VALUES (?, ?, 0)", corpus)
-        # The key of the hashes that are stored, and of page tokens.
+        # The key of the hashes that are stored.
         connection.execute("INSERT INTO settings VALUES ('secret', ?)", (os.urandom(32).hex(),))
         connection.execute("COMMIT")
     except BaseException:

@@ -104,7 +104,7 @@ class JwtVerifier:
             raise UnauthenticatedError("the token has expired; get a new one") from None
         except jwt.ImmatureSignatureError:
             raise UnauthenticatedError("the token is not valid yet; check the clock of its issuer") from None
-        except (jwt.PyJWTError, ValueError, TypeError, OverflowError):
+        except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError):
             # Which of its parts is wrong helps nobody but a forger.
             raise _refused() from None
         return self._principal(claims, expires_at)

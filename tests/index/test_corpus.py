@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import base64
+import json
 import os
 import shutil
 import signal
@@ -229,6 +231,22 @@ def test_foreign_tokens_and_sizes_are_refused(corpus: Corpus) -> None:
     for size in (0, -1, 1001):
         with pytest.raises(QueryError):
             corpus.list_studies(page_size=size)
+
+
+def test_forged_tokens_are_refused(corpus: Corpus) -> None:
+    def forged(text: str) -> str:
+        return base64.urlsafe_b64encode(text.encode()).decode()
+
+    def name_of(token: str) -> str:
+        return str(json.loads(base64.b64decode(token, altchars=b"-_"))[0])
+
+    of_all = name_of(corpus.list_studies(page_size=2)[1])
+    of_subject = name_of(corpus.list_studies(subject_id="p2", page_size=1)[1])
+    for bad in (f'["{of_all}", {10**30}]', f'["{of_all}", true]', "[" * 100_000):
+        with pytest.raises(QueryError):
+            corpus.list_studies(page_token=forged(bad))
+    with pytest.raises(QueryError):
+        corpus.list_studies(subject_id="p2", page_token=forged(f'["{of_subject}", "\\ud800", "x"]'))
 
 
 def test_metadata_is_a_snapshot(corpus: Corpus) -> None:
