@@ -206,12 +206,13 @@ class FaissIndex:
         cancel : threading.Event, optional
             See :meth:`compact`.
         """
-        while True:
-            with self._compact_lock, self._write_lock:  # A compaction under way would put back what it began with.
-                if self._state.segment.count == len(self._state.segment):
-                    self._tidy_tail(whole=True)
-                    return
-            self.compact(cancel=cancel, or_exact=True)
+        with self._compact_lock, self._write_lock:  # A compaction under way would put back what it began with.
+            if self._state.segment.count == len(self._state.segment):
+                self._tidy_tail(whole=True)
+                return
+        # One that begins now leaves out all that is gone now. What is removed meanwhile is for the next purge: to wait
+        # for a segment without marks, beside somebody who writes all the time, would be to wait for ever.
+        self.compact(cancel=cancel, or_exact=True)
 
     def _build(self, old: State, cancel: threading.Event | None, *, or_exact: bool) -> Block:
         rows = np.concatenate([block.living[0] for block in old.blocks])
