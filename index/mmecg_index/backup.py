@@ -106,6 +106,8 @@ def restore(backup: Path, target: Path, *, erasures_from: Path | None = None) ->
             raise IndexFormatError(f"{backup} is damaged ({found.findings[0]}); restore another backup")
         for name, expected in manifest["files"].items():
             copy = directory / name
+            if not copy.resolve().is_relative_to(directory.resolve()):
+                raise IndexFormatError(f"{backup} names a file outside of it; it is not of mmecg; use another backup")
             copy.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             shutil.copyfile(backup / name, copy)
             copy.chmod(0o600)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -40,9 +41,10 @@ def new_directory(path: Path) -> Iterator[Path]:
 def _new_directory(path: Path) -> Iterator[Path]:
     there = path.is_dir() and not any(path.iterdir())
     if path.exists() and not there:
-        raise AlreadyExistsError(f"{path} exists and is not empty; open it, choose another place, or remove it first")
-    temporary = (path / f".tmp-{os.getpid()}") if there else path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
+        raise _exists(path)
+    # A name of its own: two threads may be asked for one directory, such as a backup and its retry.
+    own = f"tmp-{os.getpid()}-{secrets.token_hex(4)}"
+    temporary = (path / f".{own}") if there else path.with_name(f".{path.name}.{own}")
     temporary.parent.mkdir(parents=True, exist_ok=True)
     temporary.mkdir(mode=0o700)
     try:
@@ -55,10 +57,23 @@ def _new_directory(path: Path) -> Iterator[Path]:
                 file.rename(path / file.name)
             sync(path)
         else:
-            temporary.rename(path)
+            _rename(temporary, path)
         sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _rename(directory: Path, path: Path) -> None:
+    try:
+        directory.rename(path)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise _exists(path) from None  # somebody else was faster
+        raise
+
+
+def _exists(path: Path) -> AlreadyExistsError:
+    return AlreadyExistsError(f"{path} exists and is not empty; open it, choose another place, or remove it first")
 
 
 def remove_directory(path: Path) -> None:

@@ -15,8 +15,15 @@ import numpy as np
 import pytest
 from mmecg_index.backup import back_up, restore
 from mmecg_index.corpus import Corpus
+from mmecg_index.durable import new_directory
 from mmecg_index.reading import FILE
-from mmecg_index.verify import BACKUP_MANIFEST, verify
+from mmecg_index.verify import (
+    BACKUP_MANIFEST,
+    describe_file,
+    read_backup_manifest,
+    render_backup_manifest,
+    verify,
+)
 
 from mmecg.errors import AlreadyExistsError, IndexFormatError, MmecgError
 
@@ -123,6 +130,29 @@ def test_nothing_is_overwritten(filled: Path, tmp_path: Path) -> None:
     with pytest.raises(IndexFormatError, match="holds no corpus"):
         back_up(tmp_path / "nowhere", tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_of_two_who_make_one_directory_the_faster_wins(tmp_path: Path) -> None:
+    def make(name: str, meanwhile: Callable[[], None] = lambda: None) -> None:
+        with new_directory(tmp_path / "backup") as directory:
+            (directory / name).write_text("")
+            meanwhile()
+
+    with pytest.raises(AlreadyExistsError):
+        make("slow", lambda: make("fast"))
+    assert [file.relative_to(tmp_path).as_posix() for file in sorted(tmp_path.rglob("*"))] == ["backup", "backup/fast"]
+
+
+def test_a_backup_that_names_files_outside_is_refused(filled: Path, tmp_path: Path) -> None:
+    back_up(filled, tmp_path / "backup", with_indexes=False)
+    manifest = read_backup_manifest(tmp_path / "backup")
+    (tmp_path / "evil").write_text("evil")
+    manifest["files"]["../evil"] = describe_file(tmp_path / "evil")
+    (tmp_path / "backup" / BACKUP_MANIFEST).write_bytes(render_backup_manifest(manifest))
+    (tmp_path / "new").mkdir()
+    with pytest.raises(IndexFormatError, match="outside"):
+        restore(tmp_path / "backup", tmp_path / "new" / "corpus")
+    assert not any((tmp_path / "new").iterdir())
 
 
 def test_interrupted_backup_leaves_nothing(filled: Path, tmp_path: Path, monkeypatch) -> None:
