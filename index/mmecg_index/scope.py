@@ -128,8 +128,10 @@ class ScopedCorpus(StudyWrites):
         """Search what is inside, under a filter; see :meth:`mmecg_index.corpus.Corpus.search`."""
         index = self._corpus.index_of(target, fingerprint)
         rest, excluded = self._split(where)
-        found = index.search(queries, top_k, rows=self._current().of(rest, excluded))
-        total = self._count_embeddings(target)
+        current = self._current()
+        found = index.search(queries, top_k, rows=current.of(rest, excluded))
+        inside = current.table["row"].to_numpy()
+        total = sum(len(block.positions(inside)) for block in index.state.blocks)
         return replace(found, plan=replace(found.plan, rows_total=total))
 
     def stats(self) -> CorpusStats:
