@@ -6,6 +6,7 @@ it reads, and what it is refused, is entered when it ends.
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,7 +15,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Protocol
 
 from mmecg_index.audit import AuditEntry, audited
-from mmecg_index.writer import Operation
+from mmecg_index.writer import Operation, Written
 
 if TYPE_CHECKING:
     from mmecg_index.corpus import Corpus
@@ -58,9 +59,14 @@ def entered(operation: Operation, secret: bytes) -> Operation:
     actor = _ACTOR.get()
     if actor is None:
         return operation
-    actor.wrote = True
     call = actor.call
-    return audited(operation, secret, call.principal, call.method, call.request_id)
+
+    def run(connection: sqlite3.Connection) -> Written:
+        written = operation(connection)
+        actor.wrote = actor.wrote or bool(written.touched)  # else nothing is entered with it
+        return written
+
+    return audited(run, secret, call.principal, call.method, call.request_id)
 
 
 class CallTrail:

@@ -17,6 +17,7 @@ the process that was given back but not yet used again.
 
 from __future__ import annotations
 
+import json
 import shutil
 import sqlite3
 import time
@@ -31,6 +32,7 @@ from mmecg.errors import IndexFormatError, NotReadyError, QueryError
 from mmecg.study import check_id
 from mmecg_index.audit import audited, digest
 from mmecg_index.cache import IndexCache
+from mmecg_index.calls import entered
 from mmecg_index.database import Database, select_in
 from mmecg_index.reading import reading
 from mmecg_index.table import METADATA, MetadataTable
@@ -79,7 +81,7 @@ class Eraser:
         check : bool
             Then read every file and return what of them is left.
         principal : str
-            Who asks, for the audit trail; nothing is entered for nobody.
+            Who asks, for the audit trail; without one, the call of a server that asks, or else nobody.
 
         Raises
         ------
@@ -159,8 +161,9 @@ class Eraser:
         def operation(connection: sqlite3.Connection) -> Written:
             query = "SELECT row, sequence, subject_id, study_id FROM studies"
             found = list(select_in(connection, query, "subject_id", subjects))
-            connection.executemany(
-                "UPDATE requests SET digest = x'' WHERE sequence = ?", [(sequence,) for _, sequence, *_ in found]
+            numbers = json.dumps(sorted({sequence for _, sequence, *_ in found}))
+            connection.execute(  # all at once: each time, the whole table is read
+                "UPDATE requests SET digest = x'' WHERE sequence IN (SELECT value FROM json_each(?))", (numbers,)
             )
             removed = remove_rows(connection, [row for row, *_ in found])
             connection.executemany(
@@ -169,8 +172,9 @@ class Eraser:
             )
             return replace(removed, touched=tuple((subject, study) for *_, subject, study in found))
 
-        method = "corpus.erase_subject"
-        return self._writer.write(audited(operation, self._database.secret, principal, method), grows=False)
+        secret, method = self._database.secret, "corpus.erase_subject"
+        noted = audited(operation, secret, principal, method) if principal else entered(operation, secret)
+        return self._writer.write(noted, grows=False)
 
     def _sweep(self) -> None:
         """Delete what else lies beside the indexes: it is made anew from the store."""

@@ -66,14 +66,15 @@ class Answered:
 
     def remember(self, connection: sqlite3.Connection, sequence: int) -> None:
         """Store the answer, in the transaction of the write."""
-        now = time.time()
-        connection.execute("INSERT INTO requests VALUES (?, ?, ?, ?, ?)", (*self._key, self._asked, sequence, now))
-        if sequence % _TRIM_EVERY == 0:
-            trim(connection, now)
+        values = (*self._key, self._asked, sequence, time.time())
+        connection.execute("INSERT INTO requests VALUES (?, ?, ?, ?, ?)", values)
 
 
-def trim(connection: sqlite3.Connection, now: float) -> None:
-    """Forget requests beyond :data:`MAX_AGE_S` or :data:`MAX_REQUESTS`, the oldest first."""
+def trim_now_and_then(connection: sqlite3.Connection, sequence: int) -> None:
+    """In one write of a thousand, forget requests beyond :data:`MAX_AGE_S` or :data:`MAX_REQUESTS`, oldest first."""
+    if sequence % _TRIM_EVERY:
+        return
+    now = time.time()
     connection.execute("DELETE FROM requests WHERE time < ?", (now - MAX_AGE_S,))
     connection.execute(
         "DELETE FROM requests WHERE (principal, request) IN "

@@ -32,7 +32,7 @@ from mmecg_index.codec import (
 )
 from mmecg_index.database import next_sequence, sort_time
 from mmecg_index.queries import StudyQueries, not_found
-from mmecg_index.requests import Answered
+from mmecg_index.requests import Answered, trim_now_and_then
 from mmecg_index.writer import Stored, Writer, Written
 
 Item = TypeVar("Item")
@@ -156,6 +156,7 @@ class StudyWrites(StudyQueries):
             written = replace(remove_rows(connection, [found.row]), touched=((found.subject_id, study_id),))
             if answered:
                 answered.remember(connection, written.sequence)
+                trim_now_and_then(connection, written.sequence)
             return written
 
         return self._writer.write(entered(operation, self._database.secret), grows=False).sequence
@@ -300,6 +301,8 @@ def _store(connection: sqlite3.Connection, items: Sequence[_Item], scope: Scope,
         if item.answered:
             item.answered.remember(connection, number)
         numbers.append(number)
+    if new is not None:
+        trim_now_and_then(connection, new)
     return Written(new or 0, rows, tuple((item.study.subject_id, item.study.study_id) for item in items))
 
 

@@ -16,7 +16,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from mmecg_index import requests
+from mmecg_index.audit import select
+from mmecg_index.calls import CallTrail
 from mmecg_index.corpus import Corpus
+from mmecg_server.audit import CallRecord
 
 from mmecg.ecg import Ecg
 from mmecg.embedding import MODALITIES, normalise
@@ -201,6 +204,23 @@ def test_a_bad_request_id_is_refused(corpus: Corpus, request_id: str) -> None:
     with pytest.raises(QueryError, match=r"request_id has \d+ characters, expected 1 to 128") as caught:
         corpus.store([make_study(100)], [{}], requests=[WriteRequest(request_id=request_id)])
     assert caught.value.field == "request_id"
+
+
+def test_a_call_is_entered_with_its_write_or_at_its_end(corpus: Corpus) -> None:
+    trail, touched = CallTrail(corpus), {("", "study-0"): None}
+    for _ in range(2):  # the second one is answered as the first, and writes nothing
+        call = CallRecord("Delete", "", principal="ward", outcome="OK", touched=touched)
+        with trail.acting(call):
+            corpus.delete("study-0", request=WriteRequest(request_id="once"))
+            trail.enter(call)
+    with trail.acting(CallRecord("Erase", "", principal="ward")):
+        corpus.erase_subject("patient-0")
+    with corpus._database.reading() as connection:
+        assert [each.method for each in select(connection, corpus._database.secret)] == ["Delete", "Erase"]
+    corpus.audit.flush()
+    with corpus._database.reading() as connection:
+        methods = [each.method for each in select(connection, corpus._database.secret)]
+    assert methods == ["Delete", "Erase", "Delete"]
 
 
 def test_an_etag_guards_against_other_writers(corpus: Corpus) -> None:
