@@ -6,6 +6,7 @@ service can forget to tell. Nothing else of a message is looked at.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -55,6 +56,7 @@ class CallRecord:
     principal: str = ""
     outcome: str = "RUNNING"
     touched: dict[tuple[str, str], None] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def see(self, message: Message) -> None:
         """Note whom and what a request or an answer is about."""
@@ -64,10 +66,11 @@ class CallRecord:
         unknown = [study for subject, study in found if study and not subject]
         # At once: after a deletion nobody knows whose study it was.
         subjects = self.trail.subjects_of(unknown) if unknown else {}
-        self.touched.update(dict.fromkeys((subject or subjects.get(study, ""), study) for subject, study in found))
-        if len(self.touched) >= MAX_TOUCHED:
-            self.trail.enter(self)
-            self.touched = {}
+        with self._lock:  # one thread reads the requests of a stream, another answers them
+            self.touched.update(dict.fromkeys((subject or subjects.get(study, ""), study) for subject, study in found))
+            if len(self.touched) >= MAX_TOUCHED:
+                self.trail.enter(self)
+                self.touched = {}
 
     def acting(self) -> AbstractContextManager[None]:
         """Let what this thread writes be entered as this call's."""
