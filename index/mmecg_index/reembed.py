@@ -297,14 +297,16 @@ class Reembedding:
                 limit = min(LAST * 4**attempt, MOST)
                 if len(left := self._next(limit + 1)) > limit:
                     continue
-                self._switch_now(left, caches)
+                old = self._switch_now(left, caches)
                 self.pause_s = paused = time.monotonic() - started
             break
         _LOG.info("the corpus was switched to another bundle; writes waited for %.0f ms", 1000 * paused)
+        for cache in old.values():
+            cache.close()  # what it was saving would come after, and in place of, what is saved now
         self._save(since)
 
-    def _switch_now(self, left: Sequence[_Found], caches: dict[str, IndexCache]) -> None:
-        """Embed what is left, and switch; nobody else writes."""
+    def _switch_now(self, left: Sequence[_Found], caches: dict[str, IndexCache]) -> dict[str, IndexCache]:
+        """Embed what is left, and switch; nobody else writes. Return the indexes that served."""
         corpus = self._corpus
         if left:
             vectors = self._embed(left)
@@ -324,8 +326,7 @@ class Reembedding:
         old, corpus._caches, corpus._filling = corpus._caches, caches, {}
         corpus._writer.sequence = sequence
         self._on_switch()
-        for cache in old.values():
-            cache.cancel()
+        return old
 
     def _save(self, since: int) -> None:
         """Save the new indexes, without anybody who was erased while they were built."""
