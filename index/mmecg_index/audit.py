@@ -34,6 +34,7 @@ _LOG = logging.getLogger(__name__)
 _FLUSH_S = 1.0
 _FLUSH_ENTRIES = 512
 _MAX_WAITING = 100_000
+_REFUSALS = frozenset({"UNAUTHENTICATED", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED"})
 _MADE_BY_MACHINE = re.compile(r"[0-9a-f]{32}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -52,7 +53,7 @@ class AuditEntry:
     touched : tuple of (str, str)
         Subject id and study id of what was read or written.
     items : int
-        How many studies; ``touched`` may list fewer.
+        How many studies; ``touched`` may list fewer. Of calls that were refused alike: how many calls.
     """
 
     time: datetime
@@ -282,6 +283,7 @@ class AuditTrail:
                 lost, self._lost = self._lost, 0
             if lost:
                 taken.insert(0, AuditEntry(datetime.now(UTC), "", "audit", "LOST", items=lost))
+            taken = _joined(taken)
             if not taken:
                 return
             try:
@@ -320,6 +322,20 @@ class AuditTrail:
             except (MmecgError, sqlite3.Error) as error:
                 _LOG.error("audit entries wait, they cannot be written now: %s", type(error).__name__)
                 self._wake.wait(_FLUSH_S)
+
+
+def _joined(entries: Iterable[AuditEntry]) -> list[AuditEntry]:
+    """Return entries with one, the first, for all calls of a principal that were refused alike and touched nothing.
+
+    Otherwise whoever can connect, without any token, could fill the disk by being refused.
+    """
+    found: dict[object, AuditEntry] = {}
+    for number, entry in enumerate(entries):
+        is_refusal = entry.outcome in _REFUSALS and not entry.touched
+        key = (entry.principal, entry.method, entry.outcome) if is_refusal else number
+        first = found.get(key)
+        found[key] = entry if first is None else replace(first, items=max(first.items, 1) + max(entry.items, 1))
+    return list(found.values())
 
 
 def _seal(secret: bytes, before: bytes, row: Sequence[object], touched: Iterable[tuple[bytes, bytes]]) -> bytes:

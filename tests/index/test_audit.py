@@ -183,6 +183,23 @@ def test_entries_wait_while_nothing_can_be_written_and_loss_is_told(file, monkey
     assert [each.time for each in kept] == [entry(i).time for i in range(2, 6)]
 
 
+def test_calls_that_were_refused_alike_are_one_entry(file) -> None:
+    connection, secret = file
+    written = trail(connection, secret)
+    nobody = {"principal": "", "outcome": "UNAUTHENTICATED", "touched": (), "items": 0}
+    written.append([entry(0), *(entry(number, **nobody) for number in range(1, 8)), entry(8)])
+    written.append([entry(9, **nobody | {"outcome": "NOT_FOUND"}), entry(10, **nobody | {"principal": "anna"})])
+    written.close()
+    found = [(each.request_id[-2:], each.outcome, each.items) for each in audit.select(connection, secret)]
+    assert found == [
+        ("00", "OK", 1),
+        ("01", "UNAUTHENTICATED", 7),
+        ("08", "OK", 1),
+        ("09", "NOT_FOUND", 0),
+        ("0a", "UNAUTHENTICATED", 0),
+    ]
+
+
 def test_many_threads_append(file) -> None:
     connection, secret = file
     written = trail(connection, secret)
