@@ -11,7 +11,7 @@ from mmecg_index.manifest import MANIFEST
 from mmecg_index.snapshot import load_index, save_index
 
 from mmecg.embedding import normalise
-from mmecg.errors import AlreadyExistsError, FingerprintMismatchError, IndexFormatError
+from mmecg.errors import AlreadyExistsError, FingerprintMismatchError, IndexFormatError, OverloadedError
 
 DIM = 8
 FINGERPRINT = "a" * 64
@@ -122,9 +122,9 @@ def test_a_snapshot_is_never_overwritten(tmp_path: Path) -> None:
 
 def test_a_save_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
-        raise OSError("no space left on device")
+        raise RuntimeError("write error: No space left on device")  # FAISS has no other kind
 
     monkeypatch.setattr("mmecg_index.snapshot.faiss.write_index", full)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(OverloadedError, match="the disk is full"):
         save_index(make("HNSW8"), tmp_path / "snapshot")
     assert list(tmp_path.iterdir()) == []
