@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc
 
@@ -22,6 +22,9 @@ from mmecg_server.auth import Authenticator, acting_as, check_permission
 from mmecg_server.config import LimitsConfig
 
 T = TypeVar("T")
+
+MAX_OPEN_STREAMS = 2
+OPEN_STREAM_S = 10.0
 
 _REMEMBERED = 10_000
 """Principals; a bucket that is forgotten was the longest without a call."""
@@ -129,6 +132,34 @@ class PrincipalLimits:
             share.tokens -= 1
         share.running += 1
         return share
+
+
+class OpenStreams:
+    """Bounds streams that ask nobody who they are (reflection): each holds a thread, and nobody shall hold them all."""
+
+    def __init__(self) -> None:
+        self._room = threading.BoundedSemaphore(MAX_OPEN_STREAMS)
+
+    def follow(
+        self, serve: Callable[[Iterator[Any], grpc.ServicerContext], Iterable[T]]
+    ) -> Callable[[Iterator[Any], grpc.ServicerContext], Iterator[T]]:
+        """Return a method that refuses calls beyond the bound, and ends those that last too long."""
+
+        def stream(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[T]:
+            if not self._room.acquire(blocking=False):
+                context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many of these streams are open; try again later")
+            end = threading.Timer(OPEN_STREAM_S, context.cancel)
+            end.daemon = True
+            end.start()
+            try:
+                yield from serve(requests, context)
+            except grpc.RpcError:  # it has lasted too long, or its client has left
+                return
+            finally:
+                end.cancel()
+                self._room.release()
+
+        return stream
 
 
 @dataclass(eq=False)

@@ -25,7 +25,7 @@ from google.rpc import status_pb2
 from grpc_status import rpc_status
 
 from mmecg.errors import InvalidInputError, NotReadyError, OverloadedError, QueryError, ReportError
-from mmecg_server.admission import Doorkeeper, SlowReaders
+from mmecg_server.admission import Doorkeeper, OpenStreams, SlowReaders
 from mmecg_server.audit import CallRecord, Trail
 from mmecg_server.call import Call, on_behalf_of
 from mmecg_server.config import LimitsConfig
@@ -157,6 +157,7 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]  # not 
     ) -> None:
         self.trail: Trail | None = None
         self.slow_readers = SlowReaders(limits.stream_idle_s)
+        self._open_streams = OpenStreams()
         self._doorkeeper = doorkeeper
         self._gate = gate
         self._limits = limits
@@ -168,11 +169,17 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]  # not 
         continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler[Any, Any] | None],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """Wrap the handler of a unary or bidirectional method; leave other services (health, reflection) alone."""
+        """Wrap the handler of a unary or bidirectional method; of other services (health, reflection) bound streams."""
         handler = continuation(handler_call_details)
         method = handler_call_details.method
         if handler is None or handler.request_deserializer is None or not method.startswith(_PREFIX):
-            return handler
+            if handler is None or handler.stream_stream is None:
+                return handler
+            return grpc.stream_stream_rpc_method_handler(
+                self._open_streams.follow(handler.stream_stream),
+                handler.request_deserializer,
+                handler.response_serializer,
+            )
         decode = _tolerant(handler.request_deserializer)
         if serve_stream := handler.stream_stream:
 

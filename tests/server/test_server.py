@@ -15,9 +15,11 @@ import grpc
 import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from mmecg_index.corpus import Corpus
 from mmecg_server import __main__ as program
+from mmecg_server import admission
 from mmecg_server.config import LimitsConfig
 from mmecg_server.server import Server
 from mmecg_server.service import PREDICTION, SERVICES
@@ -88,6 +90,29 @@ def test_a_patient_client_waits_for_loading(config, retriever):
 def test_reflection_lists_the_services(channel):
     names = set(ProtoReflectionDescriptorDatabase(channel).get_services())
     assert names >= {*SERVICES, "grpc.health.v1.Health"}
+
+
+def code_at_the_end(stream) -> str:
+    with pytest.raises(grpc.RpcError) as caught:
+        list(stream)
+    return caught.value.code().name
+
+
+def test_strangers_cannot_hold_every_thread_by_reflection(config, monkeypatch):
+    monkeypatch.setattr(admission, "OPEN_STREAM_S", 0.3)
+    held = threading.Event()
+
+    def requests():
+        yield reflection_pb2.ServerReflectionRequest(list_services="")
+        held.wait(30)
+
+    with Server(config) as server, grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        reflect = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo
+        codes = sorted(code_at_the_end(stream) for stream in [reflect(requests()) for _ in range(60)])
+        held.set()
+        assert codes == ["CANCELLED"] * 2 + ["RESOURCE_EXHAUSTED"] * 58
+        names = ProtoReflectionDescriptorDatabase(channel).get_services()
+        assert set(SERVICES) <= set(names)
 
 
 def test_reflection_can_be_turned_off(config, retriever):
