@@ -87,8 +87,11 @@ class IndexCache:
 
     @property
     def snapshot_bytes(self) -> int:
-        """Size of the newest snapshot; 0 if there is none."""
-        return sum(file.stat().st_size for file in self._folder.path(self._saved).glob("*"))
+        """Size of the newest snapshot; 0 if there is none, or a newer one is just taking its place."""
+        try:
+            return sum(file.stat().st_size for file in self._folder.path(self._saved).glob("*"))
+        except FileNotFoundError:
+            return 0
 
     def upsert(self, rows: NDArray[np.int64], embeddings: NDArray[np.float32]) -> None:
         """Apply what was committed, and start a compaction in the background if it pays."""
