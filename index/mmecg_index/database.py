@@ -24,6 +24,10 @@ _MAX_VALUES = 500
 _LOG_BYTES = 8 * 2**20
 """Of the write-ahead log, from which on it is moved into the file."""
 
+_CHECKED_BYTES = 64 * 2**20
+"""Up to this size a file is checked as a whole when it is opened, which takes a fraction of a second. SQLite has no
+checksums: a flipped bit in one of its look-up trees can leave a study out of a list. `mmecg verify` checks any size."""
+
 _FAULTS = (
     sqlite3.SQLITE_IOERR,
     sqlite3.SQLITE_CORRUPT,
@@ -51,6 +55,14 @@ def connect(path: Path, synchronous: Synchronous = "full") -> sqlite3.Connection
         connection.close()
         raise
     return connection
+
+
+def _check_structure(connection: sqlite3.Connection, path: Path) -> None:
+    """Raise ``IndexFormatError`` if a small file's trees do not fit each other."""
+    if path.stat().st_size <= _CHECKED_BYTES:
+        (found,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
+        if found != "ok":
+            raise _damaged(path)
 
 
 def create(path: Path, *, fingerprint: str, dim: int) -> None:
@@ -159,6 +171,7 @@ class Database:
         except sqlite3.DatabaseError as error:
             raise _damaged(path) from error
         try:
+            _check_structure(self.writer, path)
             schema.migrate(self.writer, path)
             fingerprint, dim = self.writer.execute("SELECT fingerprint, dim FROM corpus").fetchone()
             settings = dict(self.writer.execute("SELECT name, value FROM settings").fetchall())

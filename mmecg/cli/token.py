@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from datetime import UTC, datetime, timedelta
@@ -45,6 +46,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--site", action="append", help="only studies of this site; give it once or more")
     parser.add_argument("--subject", action="append", help="only studies of this subject; give it once or more")
     parser.add_argument("--out", type=Path, metavar="FILE", help="file of principals to add the entry to")
+    parser.add_argument("--json", action="store_true", help="print token and entry as JSON")
     parser.set_defaults(run=run)
 
 
@@ -56,11 +58,15 @@ def run(args: argparse.Namespace) -> int:
         raise InvalidInputError(f"--days is {args.days:g}, expected more than 0 and up to {MAX_DAYS}", field="days")
     expires = datetime.now(UTC) + timedelta(days=args.days)
     token, entry = new_token(args.name, args.role, expires=expires, sites=args.site, subjects=args.subject)
+    if args.json:
+        print(json.dumps({"name": args.name, "token": token, "entry": entry}))
     if args.out is None:
-        print(entry, flush=True)
-        print(token, file=sys.stderr)
+        if not args.json:
+            print(entry, flush=True)
+            print(token, file=sys.stderr)
         return 0
     with os.fdopen(os.open(args.out, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "a", encoding="utf-8") as file:
         file.write(f"\n{entry}")
-    print(token)
+    if not args.json:
+        print(token)
     return 0

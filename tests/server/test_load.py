@@ -92,7 +92,7 @@ def threads() -> collections.Counter:
 
 @pytest.mark.skipif(not HANDLES.is_dir(), reason="counts file handles by /proc")
 def test_too_much_load_is_refused_and_leaves_nothing_behind(address, make_ecg, make_study) -> None:
-    before = handles()
+    before, idle = handles(), threads()["call"]  # those of servers of earlier tests may still be ending
     for _ in range(3):
         outcomes = load(address, make_ecg, make_study)
         assert set(outcomes) == {"OK", "RESOURCE_EXHAUSTED, retry later"}
@@ -101,7 +101,7 @@ def test_too_much_load_is_refused_and_leaves_nothing_behind(address, make_ecg, m
         time.sleep(0.05)
     left = threads()
     assert not left["stream-ahead"] + left["stream-reader"]
-    assert left["call"] <= CALLS + STREAMS + SPARE_THREADS
+    assert left["call"] <= max(idle, CALLS + STREAMS + SPARE_THREADS)
     # Connections to the database stay open for the next readers: three handles each, however many calls there were.
     assert sum(outcomes.values()) > 5 * CALLS
     assert handles() <= before + 3 * (CALLS + STREAMS)
