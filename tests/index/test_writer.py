@@ -246,7 +246,7 @@ def test_a_file_that_is_read_only_is_told(filled: Path, study: Callable, embeddi
 
 
 def test_damage_met_while_writing_makes_the_corpus_read_only(
-    filled: Path, study: Callable, embedding: Callable
+    filled: Path, study: Callable, embedding: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = filled / "corpus.sqlite"
     connection = sqlite3.connect(file)
@@ -256,6 +256,9 @@ def test_damage_met_while_writing_makes_the_corpus_read_only(
     with file.open("r+b") as opened:
         opened.seek((page - 1) * size)
         opened.write(b"\xff" * 64)
+    with pytest.raises(IndexFormatError, match="damaged"):
+        Corpus.open(filled, FINGERPRINT)
+    monkeypatch.setattr("mmecg_index.database._CHECKED_BYTES", 0)  # as of a file that is too large for that
     with Corpus.open(filled, FINGERPRINT) as corpus:
         with pytest.raises(NotReadyError, match="SQLITE_CORRUPT"):
             corpus.upsert([study(100)], [embedding(1)])
