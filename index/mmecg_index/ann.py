@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 import threading
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +18,7 @@ from numpy.typing import NDArray
 
 from mmecg.embedding import normalise
 from mmecg.errors import ConfigError
+from mmecg_index.priority import lower_priority
 
 FLAT_LIMIT = 200_000
 """Up to this size a scan of everything is fast enough (about 8 ms of one core), and exact."""
@@ -33,7 +32,6 @@ _TUNING_QUERIES = 256
 _ADD_BATCH = 20_000
 _HNSW_EFFORTS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 _EF_CONSTRUCTION = 80
-_NICE = 10
 _CANDIDATES = (2, 4, 8, 16, 32)
 _ENOUGH = 0.002
 """Recall by which an index may fall short of its best with more candidates, before it is given more."""
@@ -208,12 +206,9 @@ def new_index(dim: int, factory: str) -> Any:
 
 
 def step_back() -> None:
-    """Let this thread build on half of the cores, when others leave them idle; Linux alone knows that of a thread."""
+    """Let this thread build on half of the cores, when others leave them idle."""
     faiss.omp_set_num_threads(max(1, (os.cpu_count() or 1) // 2))
-    if sys.platform == "linux":
-        here = threading.get_native_id()
-        with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, here, max(_NICE, os.getpriority(os.PRIO_PROCESS, here)))
+    lower_priority()
 
 
 def is_ivf(index: Any) -> bool:

@@ -17,9 +17,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 import sqlite3
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -42,6 +40,7 @@ from mmecg_index.cache import IndexCache
 from mmecg_index.codec import check_study, decode_study, encode_vector
 from mmecg_index.corpus import Corpus
 from mmecg_index.database import next_sequence
+from mmecg_index.priority import lower_priority
 from mmecg_index.progress import (
     CancelledError,
     Cursor,
@@ -63,7 +62,6 @@ LAST, MOST = 4, 256
 _PASSES = 3
 """At rest through what is left; the second takes what was written during the first."""
 
-_NICE = 10
 _LOG = logging.getLogger(__name__)
 
 Vectors = Mapping[str, NDArray[np.float32]]
@@ -155,7 +153,7 @@ class Reembedding:
         try:
             if self._corpus.fingerprint != self._encoder.fingerprint:
                 self._begin()
-                with ThreadPoolExecutor(1, "reembed", initializer=_lower_priority) as slow:
+                with ThreadPoolExecutor(1, "reembed", initializer=lower_priority) as slow:
                     for _ in range(_PASSES):
                         self._fill(lambda found: slow.submit(self._embed, found).result(), self._rest)
                     since = self._corpus.sequence
@@ -357,10 +355,3 @@ def _embed_what_goes(encoder: Encoder, study: Study, include_later_notes: bool) 
     with suppress(InvalidInputError):
         encode_into("vitals", encoder.encode_vitals, [vitals], [part])
     return part
-
-
-def _lower_priority() -> None:
-    """Let this thread, and those that it starts, run when others do not want to; Linux alone knows that of a thread."""
-    if sys.platform == "linux":
-        with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)

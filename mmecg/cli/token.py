@@ -58,15 +58,15 @@ def run(args: argparse.Namespace) -> int:
         raise InvalidInputError(f"--days is {args.days:g}, expected more than 0 and up to {MAX_DAYS}", field="days")
     expires = datetime.now(UTC) + timedelta(days=args.days)
     token, entry = new_token(args.name, args.role, expires=expires, sites=args.site, subjects=args.subject)
+    if args.out is not None:
+        descriptor = os.open(args.out, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        with os.fdopen(descriptor, "a", encoding="utf-8") as file:
+            file.write(f"\n{entry}")
     if args.json:
         print(json.dumps({"name": args.name, "token": token, "entry": entry}))
-    if args.out is None:
-        if not args.json:
-            print(entry, flush=True)
-            print(token, file=sys.stderr)
-        return 0
-    with os.fdopen(os.open(args.out, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "a", encoding="utf-8") as file:
-        file.write(f"\n{entry}")
-    if not args.json:
+    elif args.out is not None:
         print(token)
+    else:
+        print(entry, flush=True)
+        print(token, file=sys.stderr)
     return 0

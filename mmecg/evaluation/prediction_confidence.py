@@ -21,6 +21,7 @@ from mmecg.evaluation.prediction_metrics import (
     mean_figure,
     reliability,
     sensitivity_at,
+    with_whole,
 )
 from mmecg.evaluation.results import Row
 
@@ -249,7 +250,7 @@ def conformal(
 def _class_coverage(
     covered: NDArray[np.bool_], mask: NDArray[np.bool_], weights: NDArray[np.float32], kept: NDArray[np.bool_]
 ) -> tuple[Figure, NDArray[np.float64]]:
-    whole = np.concatenate([np.ones((len(mask), 1), np.float32), weights], axis=1)
+    whole = with_whole(weights)
     hits, total = ((part.T.astype(np.float32) @ whole).T.astype(float) for part in (covered & mask, mask))
     of_label = np.divide(hits, total, out=np.full(total.shape, np.nan), where=total > 0)
     return mean_figure(of_label[0], of_label[1:], kept), of_label[0]

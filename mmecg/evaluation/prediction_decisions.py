@@ -19,6 +19,7 @@ from mmecg.evaluation.prediction_metrics import (
     mean_figure,
     net_benefit,
     risk_coverage,
+    with_whole,
 )
 from mmecg.evaluation.results import Row
 
@@ -194,7 +195,7 @@ def useful_benefit(part: Cases, system: str, kept: NDArray[np.int64]) -> Figure:
 
     Net benefit is a mean over records of what each adds at each threshold, so a resample is one matrix product.
     """
-    whole = np.concatenate([np.ones((len(part), 1), np.float32), part.weights], axis=1)
+    whole = with_whole(part.weights)
     total = whole.sum(axis=0, dtype=np.float64)
     found = np.zeros((len(kept), whole.shape[1]))
     for at, column in enumerate(kept):

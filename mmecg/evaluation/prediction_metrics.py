@@ -90,7 +90,7 @@ def average_precision(gold: Gold, scores: Logits, weights: Weights) -> tuple[NDA
         NaN where a label has no positive.
     samples : float64, shape (resamples, labels)
     """
-    whole = _with_whole(weights)
+    whole = with_whole(weights)
     found = np.full((whole.shape[1], gold.shape[1]), np.nan)
     for column in np.flatnonzero(gold.any(axis=0)):
         order = np.argsort(-scores[:, column], kind="stable")
@@ -124,7 +124,7 @@ def sensitivity_at(
         NaN where a label has no positive or no negative.
     samples : float64, shape (resamples, labels)
     """
-    whole = _with_whole(weights)
+    whole = with_whole(weights)
     found = np.full((whole.shape[1], gold.shape[1]), np.nan)
     for column in np.flatnonzero(eligible(gold, min_positives=1)):
         positive = gold[:, column]
@@ -161,7 +161,7 @@ def calibration_line(gold: Gold, logits: Logits, weights: Weights) -> tuple[NDAr
     slope, intercept : float64, shape (1 + resamples, labels)
         First of all records. NaN where a label has no positive or no negative, or the outcome is separable.
     """
-    whole = _with_whole(weights).astype(np.float64)
+    whole = with_whole(weights).astype(np.float64)
     slopes = np.full((whole.shape[1], gold.shape[1]), np.nan)
     intercepts = slopes.copy()
     for column in np.flatnonzero(eligible(gold, min_positives=1)):
@@ -255,7 +255,7 @@ def error_reduction(errors: NDArray[Any], uncertainty: NDArray[np.floating], wei
         0 to 1.
     """
     order = np.argsort(uncertainty, kind="stable")
-    heavy = _with_whole(weights)[order].astype(np.float64)
+    heavy = with_whole(weights)[order].astype(np.float64)
     behind = np.cumsum(heavy, axis=0)
     total = behind[-1]
     kept = np.clip((1 - share) * total - (behind - heavy), 0, heavy)
@@ -276,7 +276,7 @@ def area_under_risk_coverage(errors: NDArray[Any], uncertainty: NDArray[np.float
     weights : float32, shape (n, resamples)
     """
     order = np.argsort(uncertainty, kind="stable")
-    heavy = _with_whole(weights)[order].astype(np.float64)
+    heavy = with_whole(weights)[order].astype(np.float64)
     behind = np.cumsum(heavy, axis=0)
     wrong = np.cumsum(errors[order, None].astype(np.float64) * heavy, axis=0)
     risk = np.divide(wrong, behind, out=np.zeros_like(wrong), where=behind > 0)
@@ -351,6 +351,6 @@ def holm(p: NDArray[np.float64]) -> NDArray[np.float64]:
     return found
 
 
-def _with_whole(weights: Weights) -> Weights:
+def with_whole(weights: Weights) -> Weights:
     """Return the weights behind a column of ones: the records themselves, then their resamples."""
     return np.concatenate([np.ones((len(weights), 1), np.float32), weights], axis=1)
