@@ -43,7 +43,7 @@ from mmecg.retriever import Query, Retriever
 from mmecg.search import CorpusStore
 from mmecg.study import Study
 from mmecg_server.config import ServerConfig
-from mmecg_server.interceptors import log, set_up_logging
+from mmecg_server.logs import log, set_up_logging
 from mmecg_server.models import Models, find_bundle
 from mmecg_server.server import Server
 

@@ -7,15 +7,12 @@ its text, which may quote what a caller sent.
 
 from __future__ import annotations
 
-import json
 import logging
-import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -29,44 +26,13 @@ from mmecg_server.admission import Doorkeeper, OpenStreams, SlowReaders
 from mmecg_server.audit import CallRecord, Trail
 from mmecg_server.call import Call, on_behalf_of
 from mmecg_server.config import LimitsConfig
+from mmecg_server.logs import log
 from mmecg_server.metrics import Metrics
 from mmecg_server.status import error_id_of, render_status
 from mmecg_server.telemetry import REQUEST_ID, Watch
 from mmecg_server.tracing import Tracing
 
-LOGGER = logging.getLogger("mmecg_server")
-
 _PREFIX = "/mmecg.v1."
-
-
-class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, event, and the fields given as ``extra={"fields": {...}}``.
-
-    A record of another library carries its logger's name and nothing of its text: that may quote a request.
-    """
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the line."""
-        moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        line: dict[str, Any] = {"time": moment, "level": record.levelname.lower()}
-        if record.name == LOGGER.name:
-            line |= {"event": record.getMessage()} | getattr(record, "fields", {})
-        else:
-            line |= {"event": "library", "logger": record.name, "line": f"{record.module}:{record.lineno}"}
-        return json.dumps(line)
-
-
-def log(event: str, *, level: int = logging.INFO, **fields: Any) -> None:
-    """Write one structured log line. Callers pass no clinical content and no identifiers of studies or subjects."""
-    LOGGER.log(level, event, extra={"fields": fields})
-
-
-def set_up_logging(level: int = logging.INFO) -> None:
-    """Send all logs of the process to standard error as JSON lines."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter())
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    LOGGER.setLevel(level)
 
 
 def report(error: Exception, request: Message | None = None) -> status_pb2.Status:

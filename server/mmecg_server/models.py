@@ -20,7 +20,7 @@ from mmecg.errors import AlreadyExistsError, BundleError, MmecgError
 from mmecg.retriever import Retriever
 from mmecg.search import CorpusStore
 from mmecg_server.config import ServerConfig
-from mmecg_server.interceptors import log
+from mmecg_server.logs import log
 from mmecg_server.server import Server
 
 if TYPE_CHECKING:

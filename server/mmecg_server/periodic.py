@@ -8,14 +8,13 @@ import time
 from collections.abc import Callable
 
 from mmecg.embedding import MODALITIES
+from mmecg_server.logs import log
 from mmecg_server.metrics import Measurable, Metrics
 
 LOOK_EVERY_S = 1.0
 FIRST_PROBE_S = 5.0
 
 Action = Callable[[Callable[[float], bool]], None]
-
-_LOG = logging.getLogger("mmecg_server")
 
 
 class Periodic:
@@ -55,8 +54,7 @@ class Periodic:
             try:
                 self._action(self._stop.wait)
             except Exception as error:
-                fields = {"name": self._name, "type": type(error).__name__}
-                _LOG.warning("periodic_failed", extra={"fields": fields})
+                log("periodic_failed", level=logging.WARNING, name=self._name, type=type(error).__name__)
 
 
 def probe_recall_every(every_s: float, corpus: Measurable, metrics: Metrics) -> Periodic:

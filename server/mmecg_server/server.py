@@ -24,8 +24,9 @@ from mmecg_server.batching import BatchingEncoder
 from mmecg_server.call import staged
 from mmecg_server.config import ServerConfig
 from mmecg_server.corpus_service import add_corpus_service
-from mmecg_server.interceptors import CallInterceptor, Gate, log
+from mmecg_server.interceptors import CallInterceptor, Gate
 from mmecg_server.label_service import add_label_mining_service
+from mmecg_server.logs import log
 from mmecg_server.metrics import Measurable, Metrics, MetricsEndpoint
 from mmecg_server.periodic import LOOK_EVERY_S, Periodic, probe_recall_every
 from mmecg_server.prediction_service import add_prediction_service

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from mmecg.errors import ConfigError
+from mmecg_server.logs import log
 
 T = TypeVar("T")
-
-_LOG = logging.getLogger("mmecg_server")
 
 Stamp = tuple[tuple[int, int, int] | None, ...]
 
@@ -62,9 +61,9 @@ class Watched(Generic[T]):
             try:
                 self._value = self._read()
             except ConfigError as error:
-                _LOG.error("reload_failed", extra={"fields": {"what": self._what, "reason": str(error)}})
+                log("reload_failed", level=logging.ERROR, what=self._what, reason=str(error))
                 return False
-        _LOG.info("reloaded", extra={"fields": {"what": self._what}})
+        log("reloaded", what=self._what)
         return True
 
     def _read(self) -> T:

@@ -16,7 +16,7 @@ from kill_points import Trap, _before
 from mmecg_index import durable, faiss_index
 from mmecg_index.corpus import Corpus
 from mmecg_server.config import LimitsConfig, ServerConfig
-from mmecg_server.interceptors import set_up_logging
+from mmecg_server.logs import set_up_logging
 from small import FINGERPRINT, serving
 
 from mmecg.errors import MmecgError

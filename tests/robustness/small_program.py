@@ -8,7 +8,7 @@ import threading
 
 from mmecg_index.corpus import Corpus
 from mmecg_server.__main__ import read_arguments
-from mmecg_server.interceptors import log, set_up_logging
+from mmecg_server.logs import log, set_up_logging
 from small import FINGERPRINT, serving
 
 

@@ -15,7 +15,7 @@ import pytest
 from mmecg_index.corpus import Corpus
 from mmecg_pb.v1 import corpus_service_pb2_grpc, embedding_service_pb2_grpc, search_service_pb2_grpc
 from mmecg_server.config import LimitsConfig, ServerConfig
-from mmecg_server.interceptors import JsonFormatter
+from mmecg_server.logs import JsonFormatter
 from mmecg_server.server import Server
 from prometheus_client import generate_latest
 
