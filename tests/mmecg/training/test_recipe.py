@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mmecg.bundle import load_bundle
 from mmecg.training.config import load_training_config
-from mmecg.training.loop import _trim_log
+from mmecg.training.progress import trim_log
 
 
 def test_shipped_bundle_is_of_the_shipped_recipe() -> None:
@@ -20,13 +20,13 @@ def test_epochs_that_were_logged_but_not_saved_are_dropped(tmp_path: Path) -> No
     log = tmp_path / "log.jsonl"
     lines = [json.dumps({"epoch": epoch, "reports": 1.5}) for epoch in (1, 2, 3)]
     log.write_text("\n".join([*lines, lines[0][:9]]))
-    _trim_log(tmp_path, 2)
+    trim_log(tmp_path, 2)
     assert log.read_text() == "\n".join(lines[:2]) + "\n"
-    _trim_log(tmp_path, 0)
+    trim_log(tmp_path, 0)
     assert log.read_text() == ""
     assert [path.name for path in tmp_path.iterdir()] == ["log.jsonl"]
 
 
 def test_there_may_be_no_log(tmp_path: Path) -> None:
-    _trim_log(tmp_path, 0)
+    trim_log(tmp_path, 0)
     assert list(tmp_path.iterdir()) == []

@@ -15,8 +15,9 @@ from mmecg.modeling.text_encoder import TextEncoder, build_text_encoder, build_v
 from mmecg.training.augment import augment, random_crops, random_lead_masks
 from mmecg.training.config import TrainingConfig, load_training_config
 from mmecg.training.data import BatchSampler, TrainingData, training_prompts
-from mmecg.training.loop import _Run, one_cycle
+from mmecg.training.loop import _Run
 from mmecg.training.objective import NeighbourLoss, Objective
+from mmecg.training.progress import one_cycle
 
 SMALL = DualEncoderConfig(ecg=EcgEncoderConfig(stem_width=16, widths=(16, 32), kernels=(5, 3), strides=(2, 2)))
 CONFIG = TrainingConfig(
