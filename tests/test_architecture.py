@@ -30,8 +30,13 @@ ALLOWED: dict[str, set[str]] = {
     ),
     **dict.fromkeys(("bundle", "ingester", "retriever", "prediction"), LIBRARY | {"training"}),
     **dict.fromkeys(("training", "evaluation"), LIBRARY | {"training", "evaluation"}),
+    "adaptation": LIBRARY | {"training", "evaluation"},
+    "pretraining": LIBRARY | {"training", "evaluation", "adaptation"},
+    "experiments": LIBRARY | {"training", "evaluation", "adaptation", "pretraining"},
     "client": DOMAIN | {"search", "retriever", "datasets", "labels", "prediction", "mmecg_pb"},
-    "cli": LIBRARY | {"mmecg", "training", "evaluation", "client", "mmecg_index", "mmecg_server"},
+    "cli": LIBRARY
+    | {"adaptation", "pretraining", "experiments"}
+    | {"mmecg", "training", "evaluation", "client", "mmecg_index", "mmecg_server"},
     "mmecg_index": LIBRARY | {"mmecg"},
     "mmecg_server": LIBRARY | {"mmecg", "mmecg_pb", "mmecg_index", "client"},
     "mmecg_pb": {"mmecg_pb"},

@@ -1,0 +1,1 @@
+"""Any ECG encoder, adapted to labels: linear probe, attention pooling, LoRA and full fine-tuning."""
