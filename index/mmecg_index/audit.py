@@ -304,7 +304,12 @@ class AuditTrail:
         try:
             self.flush()
         except (MmecgError, sqlite3.Error) as error:
-            _LOG.error("%d audit entries could not be written: %s", len(self._waiting), type(error).__name__)
+            fields = {"entries": len(self._waiting), "reason": type(error).__name__}
+            _LOG.error(
+                "%d audit entries could not be written: %s",
+                *fields.values(),
+                extra={"event": "audit_lost", "fields": fields},
+            )
 
     def _write(self, entries: Sequence[AuditEntry]) -> None:
         def operation(connection: sqlite3.Connection) -> Written:
@@ -320,7 +325,12 @@ class AuditTrail:
             try:
                 self.flush()
             except (MmecgError, sqlite3.Error) as error:
-                _LOG.error("audit entries wait, they cannot be written now: %s", type(error).__name__)
+                fields = {"entries": len(self._waiting), "reason": type(error).__name__}
+                _LOG.error(
+                    "%d audit entries wait, they cannot be written now: %s",
+                    *fields.values(),
+                    extra={"event": "audit_waits", "fields": fields},
+                )
                 self._wake.wait(_FLUSH_S)
 
 

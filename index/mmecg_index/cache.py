@@ -41,6 +41,11 @@ class IndexCache:
     fingerprint : str, optional
         A space that is being filled beside the corpus's own (:mod:`mmecg_index.reembed`): the index is empty until
         :meth:`catch_up`, and must not be saved until the space is the corpus's.
+
+    Attributes
+    ----------
+    index : FaissIndex
+    folder : SnapshotFolder
     """
 
     def __init__(
@@ -54,7 +59,7 @@ class IndexCache:
         memory_map: bool = False,
         fingerprint: str | None = None,
     ) -> None:
-        self._folder = SnapshotFolder(directory, modality)
+        self.folder = SnapshotFolder(directory, modality)
         self._modality = modality
         self._database = database
         self._writer = writer
@@ -63,7 +68,7 @@ class IndexCache:
         self._cancel = threading.Event()
         self._builder: threading.Thread | None = None
         if fingerprint is None:
-            self._folder.tidy()
+            self.folder.tidy()
             with database.reading() as connection:
                 self.index, self._saved = self._load(connection, factory)
         else:
@@ -81,7 +86,7 @@ class IndexCache:
     def snapshot_at(self) -> float | None:
         """When the newest snapshot was written, seconds since 1970; None if there is none."""
         try:
-            return self._folder.path(self._saved).stat().st_mtime
+            return self.folder.path(self._saved).stat().st_mtime
         except FileNotFoundError:
             return None
 
@@ -89,7 +94,7 @@ class IndexCache:
     def snapshot_bytes(self) -> int:
         """Size of the newest snapshot; 0 if there is none, or a newer one is just taking its place."""
         try:
-            return sum(file.stat().st_size for file in self._folder.path(self._saved).glob("*"))
+            return sum(file.stat().st_size for file in self.folder.path(self._saved).glob("*"))
         except FileNotFoundError:
             return 0
 
@@ -135,8 +140,8 @@ class IndexCache:
         """Write a snapshot and delete every other one, also what a crash left behind of one."""
         self.save()
         with self._saving:
-            self._folder.tidy()
-            self._folder.keep_only(self._saved)
+            self.folder.tidy()
+            self.folder.keep_only(self._saved)
 
     def save(self) -> None:
         """Write a snapshot if the newest one lacks a write or the approximate index, then delete the older ones.
@@ -168,13 +173,13 @@ class IndexCache:
             return True
 
     def _write(self, state: State, sequence: int) -> None:
-        ann, earlier = state.segment.ann, self._folder.path(self._saved)
-        self._folder.clear(sequence)
-        path = self._folder.path(sequence)
+        ann, earlier = state.segment.ann, self.folder.path(self._saved)
+        self.folder.clear(sequence)
+        path = self.folder.path(sequence)
         same = earlier if ann is not None and ann is self._saved_ann and earlier.is_dir() else None
         save_index(self.index, path, sequence=sequence, state=state, same_segment=same)
         self._saved, self._saved_ann = sequence, ann
-        self._folder.keep_only(sequence)
+        self.folder.keep_only(sequence)
         if self._memory_map and ann is not None and not state.segment.mapped:
             mapped = map_segment(path)
             self.index.exchange(state.segment, mapped)
@@ -204,29 +209,42 @@ class IndexCache:
             self.save()
         except BuildCancelledError:
             _LOG.info(
-                "compaction of the %s index was cancelled; it starts again when the corpus is opened", self._modality
+                "compaction of the %s index was cancelled; it starts again when the corpus is opened",
+                self._modality,
+                extra={"event": "compaction_cancelled", "fields": {"modality": self._modality}},
             )
         except ConfigError as error:
-            _LOG.warning("the %s index stays exact: %s", self._modality, error)
+            _LOG.warning(
+                "the %s index stays exact: %s",
+                self._modality,
+                error,
+                extra={"event": "index_stays_exact", "fields": {"modality": self._modality}},
+            )
         except (MmecgError, OSError) as error:
-            _LOG.warning("the %s index is compacted, but not saved (%s)", self._modality, type(error).__name__)
+            fields = {"modality": self._modality, "reason": type(error).__name__}
+            _LOG.warning(
+                "the %s index is compacted, but not saved (%s)",
+                *fields.values(),
+                extra={"event": "snapshot_not_saved", "fields": fields},
+            )
 
     def _load(self, connection: sqlite3.Connection, factory: str | None) -> tuple[FaissIndex, int]:
         """Return an index that holds what the database holds, and the sequence number of its snapshot (-1: none)."""
         (sequence,) = connection.execute("SELECT sequence FROM corpus").fetchone()
-        for path in self._folder.newest():
+        for path in self.folder.newest():
             try:
                 index, saved = load_index(path, fingerprint=self._database.fingerprint, memory_map=self._memory_map)
             except ArtifactError as error:
-                _LOG.warning("snapshot refused, falling back: %s", error)
+                self.folder.refuse(path, error)
                 continue
             if saved <= sequence and index.factory == factory and index.dim == self._database.dim:
                 self._apply(connection, index, saved)
                 if len(index) == self._count(connection):
                     return index, saved
-            _LOG.warning("snapshot %s does not fit the database, falling back", path.name)
+            self.folder.refuse(path, "does not fit the database")
         index = FaissIndex(self._database.dim, self._database.fingerprint, factory=factory)
         self._apply(connection, index, -1)
+        self.folder.rebuilt(len(index))
         return index, -1
 
     def catch_up(self, connection: sqlite3.Connection, after: int) -> None:

@@ -102,7 +102,11 @@ class Corpus(StudyWrites):
             try:
                 self.eraser.finish()
             except MmecgError as error:
-                _LOG.error("an erasure that was interrupted is not finished: %s", error)
+                _LOG.error(
+                    "an erasure that was interrupted is not finished: %s",
+                    error,
+                    extra={"event": "erasure_unfinished", "fields": {"reason": type(error).__name__}},
+                )
             self._resources = stack.pop_all()
 
     @classmethod
@@ -234,7 +238,9 @@ class Corpus(StudyWrites):
 
     def gauges(self) -> CorpusGauges:
         """Return its present state, for whoever runs it."""
-        return read_gauges(self._database, self._caches, searchable=self.sequence, writable=self.writable)
+        return read_gauges(
+            self._database, self._caches, self._table.folder, searchable=self.sequence, writable=self.writable
+        )
 
     def probe_recall(self, modality: str, wait: Callable[[float], object]) -> float | None:
         """Return the recall of an index, scanned in the background; see :func:`mmecg_index.gauges.probe_recall`."""
@@ -277,7 +283,11 @@ class Corpus(StudyWrites):
                             each.save()
                         self._writer.checkpoint("TRUNCATE")
                 except MmecgError as error:
-                    _LOG.error("the end of the log is worked off at the next start: %s", error)
+                    _LOG.error(
+                        "the end of the log is worked off at the next start: %s",
+                        error,
+                        extra={"event": "not_saved_at_the_end", "fields": {"reason": type(error).__name__}},
+                    )
 
     @property
     def _snapshotted(self) -> tuple[MetadataTable | IndexCache, ...]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 
 from mmecg_index.durable import remove_directory
+
+_LOG = logging.getLogger(__name__)
 
 
 class SnapshotFolder:
@@ -15,9 +18,18 @@ class SnapshotFolder:
     ----------
     directory : Path
     name : str
+
+    Attributes
+    ----------
+    refused : int
+        Snapshots that could not be used since it was opened.
+    is_rebuilt : bool
+        True if none could be used, and something was stored: it was made anew from the database.
     """
 
     def __init__(self, directory: Path, name: str) -> None:
+        self.refused = 0
+        self.is_rebuilt = False
         self._directory = directory
         self._name = name
 
@@ -28,6 +40,22 @@ class SnapshotFolder:
     def newest(self) -> list[Path]:
         """Return all, newest first."""
         return sorted(self._directory.glob(f"{self._name}-*"), reverse=True)
+
+    def refuse(self, path: Path, reason: Exception | str) -> None:
+        """Count a snapshot that cannot be used, and tell the operator."""
+        self.refused += 1
+        why = type(reason).__name__ if isinstance(reason, Exception) else reason
+        fields = {"snapshot": path.name, "reason": why}
+        _LOG.warning(
+            "snapshot refused, falling back: %s", reason, extra={"event": "snapshot_refused", "fields": fields}
+        )
+
+    def rebuilt(self, rows: int) -> None:
+        """Note that something was made anew from so many rows of the database."""
+        if rows:
+            self.is_rebuilt = True
+            fields = {"name": self._name, "rows": rows}
+            _LOG.info("made anew from the database", extra={"event": "index_rebuilt", "fields": fields})
 
     def clear(self, sequence: int) -> None:
         """Make room for the snapshot of a sequence number."""

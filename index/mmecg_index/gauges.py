@@ -13,6 +13,7 @@ from mmecg.embedding import normalise
 from mmecg_index.cache import IndexCache
 from mmecg_index.database import Database
 from mmecg_index.faiss_index import FaissIndex, State, search_state
+from mmecg_index.folder import SnapshotFolder
 
 CANARIES = 32
 """Queries of a probe."""
@@ -84,6 +85,12 @@ class CorpusGauges:
     index_lag : int
         Commits that a search does not see yet.
     writable : bool
+    unfinished_erasures : int
+        Subjects that are out of all answers, but not yet out of the files.
+    refused_snapshots : int
+        Snapshots, of the indexes and of the metadata table, that could not be used when the corpus was opened.
+    rebuilt : int
+        How many of these were made anew from the database then.
     indexes : mapping of modality to IndexGauges
     """
 
@@ -91,18 +98,28 @@ class CorpusGauges:
     sequence: int
     index_lag: int
     writable: bool
+    unfinished_erasures: int
+    refused_snapshots: int
+    rebuilt: int
     indexes: Mapping[str, IndexGauges]
 
 
 def read_gauges(
-    database: Database, caches: Mapping[str, IndexCache], *, searchable: int | None, writable: bool
+    database: Database,
+    caches: Mapping[str, IndexCache],
+    table: SnapshotFolder,
+    *,
+    searchable: int | None,
+    writable: bool,
 ) -> CorpusGauges:
-    """Return the state of a corpus; two short statements, and no lock that a search or a write takes.
+    """Return the state of a corpus; three short statements, and no lock that a search or a write takes.
 
     Parameters
     ----------
     database : Database
     caches : mapping of modality to IndexCache
+    table : SnapshotFolder
+        Of the metadata table.
     searchable : int or None
         Sequence number up to which a search sees everything; None if that is always the last.
     writable : bool
@@ -110,6 +127,7 @@ def read_gauges(
     with database.reading() as connection:
         (sequence,) = connection.execute("SELECT sequence FROM corpus").fetchone()
         (studies,) = connection.execute("SELECT count(*) FROM studies").fetchone()
+        (unfinished,) = connection.execute("SELECT count(*) FROM erasures WHERE done = 0").fetchone()
     indexes = {}
     for modality, cache in caches.items():
         state = cache.index.state
@@ -129,7 +147,17 @@ def read_gauges(
             memory_mapped=state.segment.mapped,
         )
     lag = 0 if searchable is None else max(sequence - searchable, 0)
-    return CorpusGauges(studies=studies, sequence=sequence, index_lag=lag, writable=writable, indexes=indexes)
+    folders = [table, *(cache.folder for cache in caches.values())]
+    return CorpusGauges(
+        studies=studies,
+        sequence=sequence,
+        index_lag=lag,
+        writable=writable,
+        unfinished_erasures=unfinished,
+        refused_snapshots=sum(folder.refused for folder in folders),
+        rebuilt=sum(folder.is_rebuilt for folder in folders),
+        indexes=indexes,
+    )
 
 
 def probe_recall(index: FaissIndex, wait: Callable[[float], object] = time.sleep) -> float | None:

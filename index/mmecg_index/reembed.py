@@ -269,7 +269,12 @@ class Reembedding:
             try:
                 cache.compact()
             except ConfigError as error:
-                _LOG.warning("the %s index stays exact: %s", modality, error)
+                _LOG.warning(
+                    "the %s index stays exact: %s",
+                    modality,
+                    error,
+                    extra={"event": "index_stays_exact", "fields": {"modality": modality}},
+                )
 
     def _catch_up(self, caches: Mapping[str, IndexCache]) -> None:
         """Bring the new indexes to where the cursor is."""
@@ -298,7 +303,11 @@ class Reembedding:
                 old = self._switch_now(left, caches)
                 self.pause_s = paused = time.monotonic() - started
             break
-        _LOG.info("the corpus was switched to another bundle; writes waited for %.0f ms", 1000 * paused)
+        _LOG.info(
+            "the corpus was switched to another bundle; writes waited for %.0f ms",
+            1000 * paused,
+            extra={"event": "corpus_switched", "fields": {"pause_ms": round(1000 * paused, 1)}},
+        )
         for cache in old.values():
             cache.close()  # what it was saving would come after, and in place of, what is saved now
         self._save(since)

@@ -6,7 +6,6 @@ indexes: a directory ``index/metadata-<sequence>`` that is written whole, checke
 
 from __future__ import annotations
 
-import logging
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping
@@ -26,7 +25,6 @@ from mmecg_index.writer import Writer
 
 METADATA = "metadata"
 FORMAT = "mmecg-metadata"
-_LOG = logging.getLogger(__name__)
 _FILE = "table.arrow"
 _COLUMNS = [f"{name} {kind}" for name, kind in METADATA_SCHEMA.items()]
 _MAX_CHUNKS = 64
@@ -45,6 +43,10 @@ class MetadataTable:
     writer : Writer
         Of the database: what is saved is as of a moment between two of its writes.
 
+    Attributes
+    ----------
+    folder : SnapshotFolder
+
     Raises
     ------
     IndexFormatError
@@ -57,8 +59,8 @@ class MetadataTable:
         self._pending: dict[int, tuple[Any, ...] | None] = {}
         self._database = database
         self._writer = writer
-        self._folder = SnapshotFolder(directory, METADATA)
-        self._folder.tidy()
+        self.folder = SnapshotFolder(directory, METADATA)
+        self.folder.tidy()
         with database.reading() as connection:
             self._table, self._saved = self._load(connection)
 
@@ -96,35 +98,35 @@ class MetadataTable:
             sequence, table = self._database.sequence, self.current()
         with self._saving:
             if sequence > self._saved:
-                self._folder.clear(sequence)
-                save_table(
-                    table, self._folder.path(sequence), fingerprint=self._database.fingerprint, sequence=sequence
-                )
+                self.folder.clear(sequence)
+                save_table(table, self.folder.path(sequence), fingerprint=self._database.fingerprint, sequence=sequence)
                 self._saved = sequence
-                self._folder.keep_only(sequence)
+                self.folder.keep_only(sequence)
 
     def save_purged(self) -> None:
         """Write a snapshot and delete every other one, also what a crash left behind of one."""
         self.save()
         with self._saving:
-            self._folder.tidy()
-            self._folder.keep_only(self._saved)
+            self.folder.tidy()
+            self.folder.keep_only(self._saved)
 
     def _load(self, connection: sqlite3.Connection) -> tuple[pl.DataFrame, int]:
         """Return what the database says, and the sequence number of the snapshot that helped (-1: none)."""
         (sequence,) = connection.execute("SELECT sequence FROM corpus").fetchone()
-        for path in self._folder.newest():
+        for path in self.folder.newest():
             try:
                 table, saved = load_table(path, fingerprint=self._database.fingerprint)
             except ArtifactError as error:
-                _LOG.warning("snapshot refused, falling back: %s", error)
+                self.folder.refuse(path, error)
                 continue
             if saved <= sequence:
                 table = _caught_up(connection, table, saved)
                 if len(table) == connection.execute("SELECT count(*) FROM studies").fetchone()[0]:
                     return table, saved
-            _LOG.warning("snapshot %s does not fit the database, falling back", path.name)
-        return _frame(_read_records(connection, -1)), -1
+            self.folder.refuse(path, "does not fit the database")
+        table = _frame(_read_records(connection, -1))
+        self.folder.rebuilt(len(table))
+        return table, -1
 
 
 def save_table(table: pl.DataFrame, path: Path, *, fingerprint: str, sequence: int) -> None:

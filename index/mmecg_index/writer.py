@@ -258,7 +258,10 @@ class Writer:
             self._publish(written)
         except BaseException as error:
             self._fault = f"a write is stored, but the indexes could not follow ({type(error).__name__})"
-            _LOG.exception("the indexes lag behind the database; the corpus is read-only until it is opened again")
+            _LOG.exception(
+                "the indexes lag behind the database; the corpus is read-only until it is opened again",
+                extra={"event": "index_lags", "fields": {"reason": type(error).__name__}},
+            )
             for ticket in group:
                 ticket.error = ticket.error or self._refused()
             if not isinstance(error, Exception):
@@ -288,7 +291,12 @@ class Writer:
             return error
         if is_fault(error):
             if self._fault is None:
-                _LOG.critical("the corpus is read-only until it is opened again: %s (%s)", error, _name_of(error))
+                _LOG.critical(
+                    "the corpus is read-only until it is opened again: %s (%s)",
+                    error,
+                    _name_of(error),
+                    extra={"event": "storage_failed", "fields": {"reason": _name_of(error)}},
+                )
             self._fault = f"its disk failed ({_name_of(error)})"
             return self._refused()
         return translated(error)

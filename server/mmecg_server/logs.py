@@ -46,7 +46,8 @@ def set_up_logging(level: int = logging.INFO) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    LOGGER.setLevel(level)
+    for name in OWN:
+        logging.getLogger(name).setLevel(level)
 
 
 def _text_of(record: logging.LogRecord) -> str:

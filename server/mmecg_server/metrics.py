@@ -85,6 +85,18 @@ class CorpusGauges(Protocol):
         """False once a fault of the disk has made it read-only."""
 
     @property
+    def unfinished_erasures(self) -> int:
+        """Subjects that are out of all answers, but not yet out of the files."""
+
+    @property
+    def refused_snapshots(self) -> int:
+        """Snapshots that could not be used at the start."""
+
+    @property
+    def rebuilt(self) -> int:
+        """Indexes, the metadata table among them, that the start made anew from the database."""
+
+    @property
     def indexes(self) -> Mapping[str, IndexGauges]:
         """One a modality."""
 
@@ -244,6 +256,18 @@ _CORPUS: dict[str, tuple[str, Callable[[CorpusGauges], float]]] = {
     "mmecg_corpus_studies": ("Stored studies.", lambda corpus: corpus.studies),
     "mmecg_corpus_sequence": ("Last committed sequence number.", lambda corpus: corpus.sequence),
     "mmecg_corpus_writable": ("1, or 0 once a fault made the corpus read-only.", lambda corpus: corpus.writable),
+    "mmecg_corpus_unfinished_erasures": (
+        "Subjects that are out of all answers, but not yet out of the files.",
+        lambda corpus: corpus.unfinished_erasures,
+    ),
+    "mmecg_index_refused_snapshots": (
+        "Snapshots that could not be used at the start.",
+        lambda corpus: corpus.refused_snapshots,
+    ),
+    "mmecg_index_rebuilt": (
+        "Indexes that the start made anew from the database, the metadata table among them.",
+        lambda corpus: corpus.rebuilt,
+    ),
     "mmecg_index_lag_commits": ("Commits that a search does not see yet.", lambda corpus: corpus.index_lag),
 }
 _INDEX: dict[str, tuple[str, Callable[[IndexGauges], float | None]]] = {

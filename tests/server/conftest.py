@@ -15,7 +15,7 @@ import pytest
 from mmecg_index.corpus import Corpus
 from mmecg_pb.v1 import corpus_service_pb2_grpc, embedding_service_pb2_grpc, search_service_pb2_grpc
 from mmecg_server.config import LimitsConfig, ServerConfig
-from mmecg_server.logs import JsonFormatter
+from mmecg_server.logs import OWN, JsonFormatter
 from mmecg_server.server import Server
 from prometheus_client import generate_latest
 
@@ -202,14 +202,15 @@ def keeping_log_lines() -> Iterator[list[str]]:
 
     handler = Keep()
     handler.setFormatter(JsonFormatter())
-    root, own = logging.getLogger(), logging.getLogger("mmecg_server")
-    level = own.level
+    root, levels = logging.getLogger(), {name: logging.getLogger(name).level for name in OWN}
     root.addHandler(handler)
-    own.setLevel(logging.INFO)
+    for name in OWN:
+        logging.getLogger(name).setLevel(logging.INFO)
     try:
         yield lines
     finally:
-        own.setLevel(level)
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
         root.removeHandler(handler)
 
 

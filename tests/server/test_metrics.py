@@ -83,6 +83,8 @@ def test_the_corpus_says_its_state(measured, make_study):
         assert found["mmecg_corpus_sequence"] == {(): client.stats().sequence}
     assert found["mmecg_corpus_writable"] == {(): 1}
     assert found["mmecg_index_lag_commits"] == {(): 0}
+    for name in ("mmecg_corpus_unfinished_erasures", "mmecg_index_refused_snapshots", "mmecg_index_rebuilt"):
+        assert found[name] == {(): 0}
     assert found["mmecg_index_rows"][labelled(modality="ecg")] == 4
     assert found["mmecg_index_tombstones"][labelled(modality="ecg")] == 1
     assert found["mmecg_index_unsaved_commits"][labelled(modality="ecg")] == found["mmecg_corpus_sequence"][()]
@@ -164,7 +166,8 @@ def test_every_metric_is_in_the_readme_and_nothing_else(measured, retriever, mak
 def test_names_follow_the_conventions(measured):
     units = ("_seconds", "_bytes", "_ratio", "_items", "_rows", "_commits", "_studies", "_tombstones")
     others = {"mmecg_calls", "mmecg_calls_refused", "mmecg_calls_in_flight", "mmecg_build"}
-    others |= {"mmecg_corpus_sequence", "mmecg_corpus_writable"}
+    others |= {"mmecg_corpus_sequence", "mmecg_corpus_writable", "mmecg_corpus_unfinished_erasures"}
+    others |= {"mmecg_index_refused_snapshots", "mmecg_index_rebuilt"}
     ours = [name for name in families(measured.metrics) if name.startswith("mmecg_")]
     assert [name for name in ours if not name.endswith(units) and name not in others] == []
     assert all(name == name.lower() for name in ours)
