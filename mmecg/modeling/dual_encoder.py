@@ -1,4 +1,4 @@
-"""The aligned model: three towers, their projections, and encoding of domain objects on CPU or GPU.
+"""The aligned model with our own ECG tower: encoding of domain objects on CPU or GPU.
 
 Preprocessing of an ECG, stated once: resample to the tower's rate; recordings longer than 10 s are cut into 10 s
 segments (the last one ends with the recording, so it may overlap the one before), features are averaged over segments;
@@ -7,7 +7,6 @@ shorter recordings are used whole, never padded or stretched. Missing leads are 
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,17 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from mmecg.config import Precision
 from mmecg.ecg import Ecg
-from mmecg.embedding import EMBEDDING_DIM
-from mmecg.errors import VitalsError
 from mmecg.modeling.ecg_encoder import EcgEncoder, EcgEncoderConfig
 from mmecg.modeling.ecg_inference import EcgInference, resolve_dtype
+from mmecg.modeling.joint_encoder import EcgProjection, JointEncoder, to_numpy
 from mmecg.modeling.text_encoder import TextEncoder
-from mmecg.modeling.vitals_encoder import VitalsEncoder, vitals_matrix
-from mmecg.vitals import Vitals
 
 SEGMENT_S = 10.0
 BATCH_SIZE = 64
@@ -50,34 +46,7 @@ class DualEncoderConfig:
     dropout: float = 0.2
 
 
-class EcgProjection(nn.Module):
-    """From ECG features to the shared space: standardise them, then a linear map plus a two-layer perceptron.
-
-    Standardising keeps features of small variance in play, and the linear path carries them into the embedding; without
-    both, embeddings of a perceptron alone filled some 20 of the 256 dimensions.
-    """
-
-    def __init__(self, config: DualEncoderConfig) -> None:
-        super().__init__()
-        width, hidden = config.ecg.features, config.projection_hidden
-        self.standardise = nn.BatchNorm1d(width, affine=False)
-        self.linear = nn.Linear(width, EMBEDDING_DIM)
-        self.perceptron = nn.Sequential(
-            nn.Dropout(config.dropout),
-            nn.Linear(width, hidden),
-            nn.GELU(),
-            nn.Dropout(config.dropout),
-            nn.Linear(hidden, EMBEDDING_DIM),
-        )
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Map float, shape (batch, features), to float, shape (batch, dim)."""
-        x: Tensor = self.standardise(features)
-        out: Tensor = self.linear(x) + self.perceptron(x)
-        return out
-
-
-class DualEncoder(nn.Module):
+class DualEncoder(JointEncoder):
     """ECG, text and vitals towers into one unit sphere of 256 dimensions.
 
     Parameters
@@ -88,33 +57,30 @@ class DualEncoder(nn.Module):
         Names the embedding space; empty while training.
     """
 
+    ecg: EcgEncoder
+
     def __init__(self, config: DualEncoderConfig, text: TextEncoder, *, fingerprint: str = "") -> None:
-        super().__init__()
+        tower = EcgEncoder(config.ecg)  # before the projection: a seed names the weights of both
+        projection = EcgProjection(config.ecg.features, config.projection_hidden, config.dropout)
+        super().__init__(tower, projection, text, fingerprint=fingerprint)
         self.config = config
-        self.fingerprint = fingerprint
-        self.ecg = EcgEncoder(config.ecg)
-        self.projection = EcgProjection(config)
-        self.vitals = VitalsEncoder()
-        self.text = text
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # Radford et al. 2021, arXiv:2103.00020
         self._precision: Precision | None = None
         self._inference: EcgInference | None = None
 
-    @classmethod
-    def random_like(cls, other: DualEncoder, *, seed: int = 0) -> DualEncoder:
+    def random_like(self, *, seed: int = 0) -> DualEncoder:
         """Return an untrained model of the same shape: the random-encoder baseline.
 
         The text tower is shared (it has no random counterpart that reads words); batch norm runs on its initial
-        statistics. It is prepared as the other is.
+        statistics. It is prepared as this one is.
         """
         state = torch.random.get_rng_state()
         torch.manual_seed(seed)
-        model = cls(other.config, other.text, fingerprint=f"random-{seed}")
+        model = DualEncoder(self.config, self.text, fingerprint=f"random-{seed}")
         for module in model.modules():
             if isinstance(module, nn.BatchNorm1d) and module.affine:
                 nn.init.ones_(module.weight)  # blocks start as identity for training; a baseline uses them
         torch.random.set_rng_state(state)
-        return model.eval() if other._precision is None else model.prepare(other._precision)
+        return model.eval() if self._precision is None else model.prepare(self._precision)
 
     def prepare(self, precision: Precision = "auto") -> DualEncoder:
         """Go to evaluation mode with the ECG tower made fast for encoding; return the model.
@@ -143,19 +109,6 @@ class DualEncoder(nn.Module):
     def _apply(self, *args: Any, **options: Any) -> DualEncoder:
         super()._apply(*args, **options)  # type: ignore[no-untyped-call]
         return self if self._precision is None else self.prepare(self._precision)
-
-    def project_ecg(self, features: Tensor) -> Tensor:
-        """Map ECG features, shape (batch, features), to float, shape (batch, dim), unit norm."""
-        return nn.functional.normalize(self.projection(features), dim=-1)
-
-    def encode_ecg(self, ecgs: Sequence[Ecg]) -> NDArray[np.float32]:
-        """Return float32, shape (batch, dim), unit norm; any rate, length and lead subset, mixed freely."""
-        return self.embed_features(self.ecg_features(ecgs))
-
-    def embed_features(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the embeddings, float32, shape (batch, dim), unit norm, of what :meth:`ecg_features` returned."""
-        with torch.inference_mode():
-            return _to_numpy(self.project_ecg(torch.from_numpy(features).to(self._device)))
 
     def ecg_features(self, ecgs: Sequence[Ecg]) -> NDArray[np.float32]:
         """Return float32, shape (batch, features): the raw output of the ECG tower, averaged over segments."""
@@ -188,34 +141,7 @@ class DualEncoder(nn.Module):
         """
         with torch.inference_mode():
             tower = self._inference or self.ecg
-            return _to_numpy(tower(torch.from_numpy(signals).to(self._device)))
-
-    def encode_text(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Return float32, shape (batch, dim), unit norm; long texts in chunks. Raises ``ReportError`` if empty."""
-        with torch.inference_mode():
-            return _to_numpy(self.text(texts))
-
-    def encode_vitals(self, vitals: Sequence[Vitals]) -> NDArray[np.float32]:
-        """Return float32, shape (batch, dim), unit norm.
-
-        Raises
-        ------
-        VitalsError
-            One is empty, or holds only vitals that training never saw: it has no direction.
-        """
-        with torch.inference_mode():
-            matrix = vitals_matrix(vitals).to(self._device)
-            if not self.vitals.knows(matrix).all():
-                raise VitalsError(
-                    "vitals are empty, or hold only what the bundle was not trained on; expected one of those that its "
-                    "model card names; leave the vitals out",
-                    field="vitals",
-                )
-            return _to_numpy(self.vitals(matrix))
-
-    @property
-    def _device(self) -> torch.device:
-        return self.logit_scale.device
+            return to_numpy(tower(torch.from_numpy(signals).to(self._device)))
 
 
 def _segments(signal: NDArray[np.float32], samples: int) -> list[NDArray[np.float32]]:
@@ -225,8 +151,3 @@ def _segments(signal: NDArray[np.float32], samples: int) -> list[NDArray[np.floa
         return [signal]
     starts = [*range(0, length - samples, samples), length - samples]
     return [signal[:, start : start + samples] for start in starts]
-
-
-def _to_numpy(tensor: Tensor) -> NDArray[np.float32]:
-    array: NDArray[np.float32] = tensor.float().cpu().numpy()
-    return array
