@@ -257,9 +257,9 @@ class AuditTrail:
         """Add entries about a write in the write's own transaction."""
         insert(connection, self._secret, entries)
 
-    def append(self, entries: Sequence[AuditEntry]) -> None:
-        """Add entries about calls that wrote nothing: reads, and what was refused."""
-        if self.reads == "off" or not entries:
+    def append(self, entries: Sequence[AuditEntry], *, are_reads: bool = True) -> None:
+        """Add entries about calls that wrote nothing: reads that were answered, or others; "off" leaves out only reads."""
+        if (self.reads == "off" and are_reads) or not entries:
             return
         if self.reads == "durable":
             self._write(entries)

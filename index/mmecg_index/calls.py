@@ -33,6 +33,10 @@ class Call(Protocol):
         """What is called."""
 
     @property
+    def only_reads(self) -> bool:
+        """True for a method that changes nothing, and is no operator's."""
+
+    @property
     def request_id(self) -> str:
         """How log and answer name it."""
 
@@ -96,9 +100,10 @@ class CallTrail:
     def enter(self, call: Call) -> None:
         """Enter a call as it stands now, unless it went well and its writes have entered it already."""
         actor = _ACTOR.get()
-        if actor is not None and actor.call is call and actor.wrote and call.outcome in ("OK", "RUNNING"):
+        went_well = call.outcome in ("OK", "RUNNING")
+        if actor is not None and actor.call is call and actor.wrote and went_well:
             return
         touched = tuple(call.touched)
         moment = datetime.now(UTC)
         entry = AuditEntry(moment, call.principal, call.method, call.outcome, call.request_id, touched, len(touched))
-        self._corpus.audit.append([entry])
+        self._corpus.audit.append([entry], are_reads=call.only_reads and went_well)

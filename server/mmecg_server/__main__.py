@@ -201,6 +201,7 @@ def open_corpus(config: ServerConfig, fingerprint: str) -> Iterator[Corpus]:
         is_new = not path.exists() or (path.is_dir() and not any(path.iterdir()))
         enter = Corpus.create if is_new else Corpus.open
         with enter(path, fingerprint, **vars(config.storage), **vars(config.index)) as corpus:
+            corpus.audit.reads = config.audit.reads
             yield corpus
 
 

@@ -16,6 +16,8 @@ from typing import Any, Protocol
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
+from mmecg_server.auth import METHOD_ROLES
+
 MAX_TOUCHED = 1000
 """Studies of one entry; a stream that touches more makes several."""
 
@@ -57,6 +59,11 @@ class CallRecord:
     outcome: str = "RUNNING"
     touched: dict[tuple[str, str], None] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    @property
+    def only_reads(self) -> bool:
+        """True for a method that changes nothing, and is no operator's."""
+        return not {"reader", "predictor"}.isdisjoint(METHOD_ROLES.get(f"/mmecg.v1.{self.method}", ()))
 
     def see(self, message: Message) -> None:
         """Note whom and what a request or an answer is about."""

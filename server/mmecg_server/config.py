@@ -251,6 +251,19 @@ class AdminConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AuditConfig:
+    """What is entered in the audit trail beside writes, refusals and an operator's calls, which always are.
+
+    Attributes
+    ----------
+    reads : {"buffered", "durable", "off"}
+        Calls that read and were answered: entered within a second, entered before the answer, or left out.
+    """
+
+    reads: Literal["buffered", "durable", "off"] = "buffered"
+
+
+@dataclass(frozen=True, kw_only=True)
 class StorageConfig:
     """How the corpus is written.
 
@@ -331,6 +344,8 @@ class ServerConfig:
         Who may call.
     admin : AdminConfig
         What AdminService may use.
+    audit : AuditConfig
+        What is entered in the audit trail.
     """
 
     corpus: Path | None = None
@@ -351,6 +366,7 @@ class ServerConfig:
     tracing: TracingConfig = field(default_factory=TracingConfig)
     auth: AuthConfig = field(default_factory=AuthConfig)
     admin: AdminConfig = field(default_factory=AdminConfig)
+    audit: AuditConfig = field(default_factory=AuditConfig)
 
     def __post_init__(self) -> None:
         require(0 <= self.port <= 65535, f"port is {self.port}, expected 0 to 65535")

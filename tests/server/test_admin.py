@@ -9,12 +9,18 @@ import pytest
 from mmecg_index.administration import CorpusAdministration
 from mmecg_index.audit import AuditEntry
 from mmecg_index.backup import restore
+from mmecg_index.calls import CallTrail
 from mmecg_index.corpus import Corpus
 from mmecg_pb.v1 import admin_service_pb2 as pb
 from mmecg_pb.v1 import admin_service_pb2_grpc
+from mmecg_server import __main__ as program
+from mmecg_server.config import ServerConfig
 from mmecg_server.server import Server
 
-from mmecg.errors import SubjectNotFoundError
+from mmecg.client import ChannelOptions, Client, RetryPolicy
+from mmecg.config import load_config
+from mmecg.errors import ConfigError, NotFoundError, SubjectNotFoundError
+from mmecg.retriever import Retriever
 
 FINGERPRINT = "f" * 64
 
@@ -112,3 +118,35 @@ def test_the_audit_trail_page_by_page(stub, filled, corpus):
     assert {one.subject_id for entry in of_erased for one in entry.touched} <= {""}
     assert code_of(stub.ListAudit, pb.ListAuditRequest(page_token="x")) == grpc.StatusCode.INVALID_ARGUMENT
     assert code_of(stub.ListAudit, pb.ListAuditRequest(page_size=1001)) == grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize(
+    ("reads", "at_once"), [("durable", True), ("buffered", False), ("off", False)], ids=["durable", "buffered", "off"]
+)
+def test_the_configuration_says_what_is_entered_of_reads(reads, at_once, tmp_path, encoder, make_study):
+    (tmp_path / "a.toml").write_text(f'corpus = "corpus"\nport = 0\n[audit]\nreads = "{reads}"\n')
+    config = load_config(ServerConfig, tmp_path / "a.toml")
+    with program.open_corpus(config, encoder.fingerprint) as corpus, Server(config) as server:
+        server.serve(Retriever(encoder, corpus), trail=CallTrail(corpus), administration=CorpusAdministration(corpus))
+        with Client(f"127.0.0.1:{server.port}", ChannelOptions(retry=RetryPolicy(attempts=1))) as client:
+            assert [outcome.error for outcome in client.upsert([make_study(1)])] == [None]
+            client.get_study("study-1")
+            with contextlib.closing(sqlite3.connect(corpus.path / "corpus.sqlite")) as connection:
+                (entered,) = connection.execute("SELECT count(*) FROM audit WHERE method LIKE '%GetStudy'").fetchone()
+            assert not at_once or entered == 1
+            with pytest.raises(NotFoundError):
+                client.get_study("study-2")
+        with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            listed = admin_service_pb2_grpc.AdminServiceStub(channel).ListAudit(pb.ListAuditRequest(page_size=100))
+    found = [(entry.method.partition("/")[2], entry.outcome) for entry in listed.entries]
+    read = [] if reads == "off" else [("GetStudy", "OK")]
+    assert found == [("UpsertStudies", "OK"), *read, ("GetStudy", "NOT_FOUND")]
+    with program.open_corpus(config, encoder.fingerprint) as corpus:
+        last = CorpusAdministration(corpus).audit()[-1]
+    assert (last.method, last.outcome) == ("AdminService/ListAudit", "OK")
+
+
+def test_another_word_for_reads_is_refused(tmp_path):
+    (tmp_path / "a.toml").write_text('[audit]\nreads = "never"\n')
+    with pytest.raises(ConfigError, match="buffered"):
+        load_config(ServerConfig, tmp_path / "a.toml")
