@@ -258,7 +258,7 @@ class AuditTrail:
         insert(connection, self._secret, entries)
 
     def append(self, entries: Sequence[AuditEntry], *, are_reads: bool = True) -> None:
-        """Add entries about calls that wrote nothing: reads that were answered, or others; "off" leaves out only reads."""
+        """Add entries about calls that wrote nothing; "off" leaves out those of reads that were answered."""
         if (self.reads == "off" and are_reads) or not entries:
             return
         if self.reads == "durable":
