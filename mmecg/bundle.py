@@ -6,12 +6,17 @@
       MANIFEST.json        format version, fingerprint, SHA-256 of every other file
       config.json          model and preprocessing, training summary, vitals weight
       model.safetensors    ECG tower, projection, vitals tower, logit scale
+      encoder/             a published encoder as ECG tower, if the bundle has one; loadable by load_encoder(path)
       text/                text tower, loadable by SentenceTransformer(path)
       README.md            model card
       prediction/          heads, optional; see mmecg.prediction.heads
 
-The fingerprint is the hash of ``config.json``'s model part, ``model.safetensors`` and ``text/``: what the embedding
-space depends on. The card can be edited without changing it (but the manifest must then be written again).
+The fingerprint is the hash of ``config.json``'s model part (which names the fingerprint of ``encoder/``),
+``model.safetensors`` and ``text/``: what the embedding space depends on. The card can be edited without changing it
+(but the manifest must then be written again).
+
+A directory of ``mmecg import-encoder`` is loaded as a bundle, too: one that embeds ECGs only. Its fingerprint is the
+encoder's.
 """
 
 from __future__ import annotations
@@ -25,15 +30,21 @@ from typing import TYPE_CHECKING, Any
 
 from mmecg.assets import DEFAULT_BUNDLE
 from mmecg.config import Precision, parse_config
-from mmecg.embedding import EMBEDDING_DIM
+from mmecg.embedding import EMBEDDING_DIM, BundleEncoder
 from mmecg.errors import BundleError, ConfigError
 
 if TYPE_CHECKING:
+    from mmecg.encoders.published_files import PublishedConfig
+    from mmecg.encoders.registry import SeenData
+    from mmecg.modeling.aligned_encoder import AlignedEncoder, AlignedEncoderConfig
     from mmecg.modeling.dual_encoder import DualEncoder, DualEncoderConfig
+    from mmecg.modeling.text_encoder import TextEncoder
     from mmecg.training.config import TrainingConfig
 
 FORMAT_VERSION = 1
 _MANIFEST, _CONFIG, _WEIGHTS, _TEXT = "MANIFEST.json", "config.json", "model.safetensors", "text"
+ENCODER = "encoder"
+"""The folder of a published encoder."""
 CARD = "README.md"
 """The model card."""
 
@@ -74,16 +85,20 @@ class BundleConfig:
 
     Attributes
     ----------
-    model : DualEncoderConfig
-        Shape of the model and, with it, the preprocessing (sampling rate).
+    model : DualEncoderConfig, AlignedEncoderConfig or PublishedConfig
+        Shape of the model and its preprocessing (that of a published encoder is in its own folder); which of them says
+        whether the ECG tower is ours, a published encoder with a trained projection, or a published encoder alone.
     training : TrainingSummary
     vitals_weight : float
         Weight of the vitals beside an ECG of weight 1 in a fused query, chosen in training.
+    seen : tuple of SeenData
+        What the ECG tower saw before: the contamination card of a published encoder.
     """
 
-    model: DualEncoderConfig
+    model: DualEncoderConfig | AlignedEncoderConfig | PublishedConfig
     training: TrainingSummary
     vitals_weight: float
+    seen: tuple[SeenData, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -93,7 +108,7 @@ class Bundle:
     Attributes
     ----------
     path : Path
-    encoder : DualEncoder
+    encoder : DualEncoder, AlignedEncoder or UnalignedEncoder
         In evaluation mode, prepared (:meth:`DualEncoder.prepare`).
     config : BundleConfig
     fingerprint : str
@@ -101,14 +116,42 @@ class Bundle:
     """
 
     path: Path
-    encoder: DualEncoder
+    encoder: BundleEncoder
     config: BundleConfig
     fingerprint: str
 
     @property
     def card(self) -> str:
         """The model card, Markdown."""
-        return (self.path / CARD).read_text(encoding="utf-8")
+        path = self.path / CARD
+        return path.read_text(encoding="utf-8") if path.is_file() else default_card(self.config)
+
+    @property
+    def tower(self) -> str:
+        """Name of the ECG tower: ``"mmecg"``, or as a published encoder is registered."""
+        return _tower(self.config)
+
+    def contamination(self, data: str, *, fold: int | None = None) -> str:
+        """Return what the reader of a figure must know about the training of the bundle and its ECG tower.
+
+        Parameters
+        ----------
+        data : str
+            Name of the data set; case, blanks, hyphens and underscores do not matter.
+        fold : int, optional
+            The fold that is evaluated.
+
+        Returns
+        -------
+        str
+            One sentence for each training that saw the data set; empty if none did.
+        """
+        from mmecg.encoders.registry import SeenData
+
+        training = self.config.training
+        own = SeenData(training.data, "training", "its model card", training.folds)
+        seen = [(self.tower, item) for item in self.config.seen] + [("The bundle", own)]
+        return " ".join(item.sentence(title, fold) for title, item in seen if item.is_of(data))
 
 
 def load_bundle(path: str | Path | None = None, *, precision: Precision = "auto") -> Bundle:
@@ -117,7 +160,7 @@ def load_bundle(path: str | Path | None = None, *, precision: Precision = "auto"
     Parameters
     ----------
     path : str or Path, optional
-        Bundle directory; default the one that ships with mmecg.
+        Bundle directory, or one of ``mmecg import-encoder``; default the bundle that ships with mmecg.
     precision : {"auto", "float32", "bfloat16"}
         What the ECG tower computes in; "auto" is bfloat16 where the processor has instructions for it, float32
         elsewhere. See :mod:`mmecg.modeling.ecg_inference` for how much it changes.
@@ -128,6 +171,8 @@ def load_bundle(path: str | Path | None = None, *, precision: Precision = "auto"
         A file is missing, truncated or changed, or the format version is unknown.
     """
     root = Path(path) if path is not None else DEFAULT_BUNDLE
+    if _is_imported(root):
+        return _load_imported(root, precision)
     manifest = _check_files(root)
     config = _read_config(root)
     encoder = _load_encoder(root, config, manifest["fingerprint"]).prepare(precision)
@@ -142,21 +187,30 @@ def read_fingerprint(path: str | Path | None = None) -> str:
     BundleError
         See :func:`load_bundle`.
     """
-    return str(_check_files(Path(path) if path is not None else DEFAULT_BUNDLE)["fingerprint"])
+    root = Path(path) if path is not None else DEFAULT_BUNDLE
+    if _is_imported(root):
+        from mmecg.encoders.published_files import read_config
+
+        return read_config(root)[1]
+    return str(_check_files(root)["fingerprint"])
 
 
-def save_bundle(path: Path, model: DualEncoder, config: BundleConfig, *, card: str | None = None) -> str:
+def save_bundle(
+    path: Path, model: DualEncoder | AlignedEncoder, config: BundleConfig, *, card: str | None = None
+) -> str:
     """Write a bundle aside and rename it into place; return its fingerprint. An older bundle at ``path`` is replaced.
 
     Parameters
     ----------
     path : Path
-    model : DualEncoder
+    model : DualEncoder or AlignedEncoder
     config : BundleConfig
     card : str, optional
         Model card; default one without figures.
     """
     from safetensors.torch import save_file
+
+    from mmecg.modeling.aligned_encoder import AlignedEncoder
 
     part = path.with_name(path.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
@@ -164,6 +218,8 @@ def save_bundle(path: Path, model: DualEncoder, config: BundleConfig, *, card: s
     tensors = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("text.")}
     save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, part / _WEIGHTS)
     model.text.save(part / _TEXT)
+    if isinstance(model, AlignedEncoder):
+        model.tower.save(part / ENCODER)
     content = {"format_version": FORMAT_VERSION, "embedding_dim": EMBEDDING_DIM, **asdict(config)}
     (part / _CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     (part / CARD).write_text(card or default_card(config), encoding="utf-8")
@@ -187,7 +243,14 @@ def write_manifest(root: Path) -> str:
 
 def default_card(config: BundleConfig) -> str:
     """Return a model card that states data, supervision, use and limits; figures are added after evaluation."""
-    training = config.training
+    tower, training, own = _tower(config), config.training, getattr(config.model, "ecg", None)
+    tower_input = f"10 s at {own.sampling_rate_hz:g} Hz" if own else f"the ECG tower is {tower}, frozen"
+    seen = "".join(f"- {item.sentence(tower)}\n" for item in config.seen)
+    if not training.folds:
+        return (
+            f"# mmecg bundle: {tower}, not aligned\n\nEmbeds ECGs with a published encoder; it was never aligned with "
+            f"text or vitals, so only ECGs can be searched, by ECGs. **Not a medical device.**\n\n{seen}"
+        )
     return f"""# mmecg bundle
 
 Embeds 12-lead ECGs, their reports and vital signs in one {EMBEDDING_DIM}-dimensional space. **Not a medical device.**
@@ -195,10 +258,14 @@ Embeds 12-lead ECGs, their reports and vital signs in one {EMBEDDING_DIM}-dimens
 - Data: {training.data}, folds {", ".join(map(str, training.folds))}: {training.studies} studies (CC BY 4.0).
 - Supervision: {training.supervision}. Epochs: {training.epochs}. Seed: {training.seed}.
 - Intended use: research on retrieval and labelling of ECG archives.
-- Limits: one European data set of 1984-2001; adults; 10 s at {config.model.ecg.sampling_rate_hz:g} Hz. Of the vitals
+{seen}- Limits: one European data set of 1984-2001; adults; {tower_input}. Of the vitals
   only age, sex, height and weight were seen in training; the others have no effect. The text tower reads words, not
   their order, so it does not understand negation.
 """
+
+
+def _tower(config: BundleConfig) -> str:
+    return str(getattr(config.model, "encoder", "mmecg"))
 
 
 def _fingerprint(root: Path) -> str:
@@ -233,27 +300,35 @@ def _check_files(root: Path) -> dict[str, Any]:
 
 
 def _read_config(root: Path) -> BundleConfig:
+    from mmecg.encoders.registry import SeenData
+    from mmecg.modeling.aligned_encoder import AlignedEncoderConfig
     from mmecg.modeling.dual_encoder import DualEncoderConfig
 
     content = json.loads((root / _CONFIG).read_text(encoding="utf-8"))
     try:
+        is_aligned = "encoder_fingerprint" in content["model"]
+        model: DualEncoderConfig | AlignedEncoderConfig = (
+            parse_config(AlignedEncoderConfig, content["model"], prefix="model.")
+            if is_aligned
+            else parse_config(DualEncoderConfig, content["model"], prefix="model.")
+        )
         return BundleConfig(
-            parse_config(DualEncoderConfig, content["model"], prefix="model."),
+            model,
             parse_config(TrainingSummary, content["training"], prefix="training."),
             float(content["vitals_weight"]),
+            tuple(parse_config(SeenData, item, prefix="seen.") for item in content.get("seen", ())),
         )
     except (KeyError, TypeError, ValueError, ConfigError) as error:
         raise BundleError(f"bundle {root}: {_CONFIG} is not usable ({error})") from None
 
 
-def _load_encoder(root: Path, config: BundleConfig, name: str) -> DualEncoder:
+def _load_encoder(root: Path, config: BundleConfig, name: str) -> DualEncoder | AlignedEncoder:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from mmecg.modeling.dual_encoder import DualEncoder
     from mmecg.modeling.text_encoder import TextEncoder
 
-    encoder = DualEncoder(config.model, TextEncoder.load(root / _TEXT), fingerprint=name)
+    encoder = _new_encoder(root, config, TextEncoder.load(root / _TEXT), name)
     try:
         result = encoder.load_state_dict(load_file(root / _WEIGHTS), strict=False)
     except (SafetensorError, RuntimeError) as error:
@@ -262,6 +337,37 @@ def _load_encoder(root: Path, config: BundleConfig, name: str) -> DualEncoder:
     if wrong:
         raise BundleError(f"bundle {root}: {_WEIGHTS} lacks or has unknown tensors ({', '.join(wrong[:3])}, …)")
     return encoder
+
+
+def _new_encoder(root: Path, config: BundleConfig, text: TextEncoder, name: str) -> DualEncoder | AlignedEncoder:
+    from mmecg.encoders.published import load_encoder
+    from mmecg.modeling.aligned_encoder import AlignedEncoder, AlignedEncoderConfig
+    from mmecg.modeling.dual_encoder import DualEncoder, DualEncoderConfig
+
+    if isinstance(config.model, DualEncoderConfig):
+        return DualEncoder(config.model, text, fingerprint=name)
+    tower, model = load_encoder(root / ENCODER), config.model
+    if not isinstance(model, AlignedEncoderConfig) or tower.fingerprint != model.encoder_fingerprint:
+        raise BundleError(f"bundle {root}: {ENCODER} is not the encoder it was aligned with; restore the bundle")
+    return AlignedEncoder(model, tower, text, fingerprint=name)
+
+
+def _is_imported(root: Path) -> bool:
+    """Return whether a directory is a published encoder and no bundle."""
+    if (root / _MANIFEST).exists() or not (root / _CONFIG).is_file():
+        return False
+    from mmecg.encoders.published_files import is_encoder
+
+    return is_encoder(root)
+
+
+def _load_imported(root: Path, precision: Precision) -> Bundle:
+    from mmecg.encoders.published import load_encoder
+    from mmecg.modeling.aligned_encoder import UnalignedEncoder
+
+    tower = load_encoder(root, precision=precision)
+    config = BundleConfig(tower.config, TrainingSummary("none", (), 0, "none", 0, 0), 0.0, tower.spec.seen)
+    return Bundle(root, UnalignedEncoder(tower), config, tower.fingerprint)
 
 
 def _sha256(path: Path) -> str:

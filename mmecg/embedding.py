@@ -38,6 +38,16 @@ class Encoder(Protocol):
         """Return float32, shape (batch, features): raw ECG tower output, for probes."""
 
 
+class BundleEncoder(Encoder, Protocol):
+    """What the encoder of every bundle can do beside."""
+
+    def embed_features(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the embeddings, float32, shape (batch, dim), unit norm, of what ``ecg_features`` returned."""
+
+    def random_like(self, *, seed: int = 0) -> BundleEncoder:
+        """Return one of the same shape with an untrained ECG tower: the random-encoder baseline."""
+
+
 def normalise(vectors: NDArray[np.floating]) -> NDArray[np.float32]:
     """Scale to unit L2 norm along the last axis.
 

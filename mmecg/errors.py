@@ -8,6 +8,7 @@
     │   ├── VitalsError                   a vital sign outside its plausible range, an unknown name
     │   ├── ReportError                   report or note text: encoding, length
     │   └── QueryError                    a query: no modality, bad filter, bad top_k, bad page token
+    │       └── NotAlignedError           by text or vitals, where the model embeds ECGs only
     ├── NotFoundError                     the caller named something that is not there
     │   ├── StudyNotFoundError
     │   └── SubjectNotFoundError
@@ -65,6 +66,10 @@ class ReportError(InvalidInputError):
 
 class QueryError(InvalidInputError):
     """A search query cannot be used: modality, weights, filter, ``top_k`` or page token."""
+
+
+class NotAlignedError(QueryError):
+    """The model embeds ECGs only: its encoder was never aligned with text and vitals."""
 
 
 class NotFoundError(MmecgError):

@@ -12,7 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmecg.embedding import Encoder
-from mmecg.errors import ConflictError, FingerprintMismatchError, OverloadedError, QueryError, VitalsError
+from mmecg.errors import (
+    ConflictError,
+    FingerprintMismatchError,
+    NotAlignedError,
+    OverloadedError,
+    QueryError,
+    VitalsError,
+)
 from mmecg.search import CorpusStore, WriteRequest
 from mmecg.study import Study
 
@@ -204,7 +211,7 @@ def embed_studies(
     include_later_notes: Sequence[bool],
     given: Sequence[Mapping[str, Vector]] | None = None,
 ) -> list[Mapping[str, Vector]]:
-    """Return the embedding of each modality that each study has, those that are given as they are.
+    """Return the embedding of each modality that each study has and the model knows, those that are given as they are.
 
     See :meth:`Ingester.ingest`.
     """
@@ -216,9 +223,11 @@ def embed_studies(
     pairs = list(zip(studies, parts, strict=True))
     vitals = [None if "vitals" in part or study.vitals.is_empty() else study.vitals for study, part in pairs]
     encode_into("ecg", encoder.encode_ecg, [None if "ecg" in part else study.ecg for study, part in pairs], parts)
-    encode_into("text", encoder.encode_text, texts, parts)
+    with contextlib.suppress(NotAlignedError):  # the model embeds ECGs only
+        encode_into("text", encoder.encode_text, texts, parts)
     try:
-        encode_into("vitals", encoder.encode_vitals, vitals, parts)
+        with contextlib.suppress(NotAlignedError):
+            encode_into("vitals", encoder.encode_vitals, vitals, parts)
     except VitalsError:  # some hold nothing that the model knows: those have no embedding
         for one, part in zip(vitals, parts, strict=True):
             with contextlib.suppress(VitalsError):

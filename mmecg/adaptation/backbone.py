@@ -28,11 +28,12 @@ from torch import Tensor, nn
 
 from mmecg.adaptation.backbone_config import BackboneConfig, Seen, fingerprint_of, parse_backbone, plain_name
 from mmecg.adaptation.towers import OWN, TowerInput, build_network, freeze_unused, last_maps, pool_last_maps
-from mmecg.bundle import load_bundle
+from mmecg.bundle import ENCODER, load_bundle
 from mmecg.ecg import LEADS, Ecg, lead_index
 from mmecg.encoders.published import load_encoder
 from mmecg.encoders.registry import get_encoder
 from mmecg.errors import AlreadyExistsError, BundleError, ConfigError, InvalidInputError
+from mmecg.modeling.dual_encoder import DualEncoder
 from mmecg.modeling.ecg_encoder import EcgEncoderConfig
 
 FORMAT_VERSION = 1
@@ -289,6 +290,8 @@ def _fresh(config: BackboneConfig, seed: int) -> Backbone:
 
 def _from_bundle(root: Path) -> Backbone:
     bundle = load_bundle(root, precision="float32")
+    if not isinstance(bundle.encoder, DualEncoder):
+        return _from_published(root / ENCODER)
     tower, training = bundle.encoder.ecg, bundle.config.training
     seen = Seen(training.data, f"training with {training.supervision}", "the bundle's card", training.folds)
     preprocessing = TowerInput(LEADS, tower.config.sampling_rate_hz)

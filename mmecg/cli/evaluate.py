@@ -57,11 +57,10 @@ def run(args: argparse.Namespace) -> int:
     from mmecg.evaluation.plots import save_plots
     from mmecg.evaluation.protocols import evaluate
     from mmecg.evaluation.results import save_evaluation
-    from mmecg.modeling.dual_encoder import DualEncoder
 
     check_parent(args.out, "results folder")
     bundle = load_bundle(args.bundle)
-    encoders = {"bundle": bundle.encoder, "random": DualEncoder.random_like(bundle.encoder, seed=args.seed)}
+    encoders = {"bundle": bundle.encoder, "random": bundle.encoder.random_like(seed=args.seed)}
     with progress_bar() as progress:
         evaluation = evaluate(_options(args, bundle), encoders, progress=progress)
     save_evaluation(evaluation, args.out)

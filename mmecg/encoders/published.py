@@ -1,39 +1,30 @@
-"""A published encoder with its weights and its preprocessing: one object, one directory, one fingerprint.
-
-::
-
-    encoder/
-      config.json          format version, fingerprint, encoder, hyper-parameters, preprocessing, reduction, source
-      model.safetensors    the network's state
-
-The fingerprint is the hash of what features depend on: all of ``config.json`` but ``source``, with the SHA-256 of
-``model.safetensors`` in it. So the same weights with another preprocessing are another encoder.
-"""
+"""A published encoder with its weights and its preprocessing: one object. Its files: :mod:`.published_files`."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mmecg.config import Precision, parse_config
+from mmecg.config import Precision
 from mmecg.ecg import Ecg
-from mmecg.encoders.preprocessing import Preprocessing
-from mmecg.encoders.registry import EncoderSpec, NeuronLabel, Reduction, get_encoder
-from mmecg.errors import AlreadyExistsError, BundleError, ConfigError, InvalidInputError
+from mmecg.encoders.published_files import CONFIG as CONFIG
+from mmecg.encoders.published_files import WEIGHTS as WEIGHTS
+from mmecg.encoders.published_files import PublishedConfig as PublishedConfig
+from mmecg.encoders.published_files import check_reduction, load_network, read_config
+from mmecg.encoders.published_files import configure as configure
+from mmecg.encoders.published_files import write_encoder as write_encoder
+from mmecg.encoders.registry import NeuronLabel, Reduction, get_encoder
+from mmecg.errors import InvalidInputError
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-FORMAT_VERSION = 1
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
 BATCH_SIZE = 16
 """Segments that pass the network at once."""
 
@@ -42,95 +33,6 @@ _REDUCE: dict[str, Callable[[NDArray[np.float32]], NDArray[np.float32]]] = {
     "max": lambda values: values.max(0),
     "min": lambda values: values.min(0),
 }
-
-
-@dataclass(frozen=True)
-class PublishedConfig:
-    """What ``config.json`` holds beside format version and fingerprint.
-
-    Attributes
-    ----------
-    encoder : str
-        Name in the registry.
-    variant : str
-        Name of the preprocessing variant.
-    preprocessing : Preprocessing
-        What the variant was when the directory was written; it is used as it stands here.
-    hyperparameters : mapping
-        For :attr:`EncoderSpec.build`.
-    feature_reduction : {"mean", "max", "min"}
-        How the features of the segments of a recording become one vector, element by element.
-    source : str
-        Where the weights came from, for people: name and SHA-256 of the file. Not in the fingerprint.
-    """
-
-    encoder: str
-    variant: str
-    preprocessing: Preprocessing
-    hyperparameters: Mapping[str, Any]
-    feature_reduction: Reduction = "mean"
-    source: str = ""
-
-
-def configure(
-    spec: EncoderSpec,
-    hyperparameters: Mapping[str, Any],
-    *,
-    variant: str | None = None,
-    feature_reduction: Reduction = "mean",
-    source: str = "",
-) -> PublishedConfig:
-    """Return the configuration of an encoder.
-
-    Parameters
-    ----------
-    variant : str, optional
-        Name of a preprocessing; default the encoder's first.
-
-    Raises
-    ------
-    InvalidInputError
-        The encoder has no such preprocessing variant, or the reduction is none of mean, max, min.
-    """
-    chosen = variant or spec.default_variant
-    if chosen not in spec.preprocessing:
-        known = ", ".join(spec.preprocessing)
-        raise InvalidInputError(
-            f"{spec.name} has no preprocessing {chosen!r}, expected one of {known}", field="variant"
-        )
-    _check_reduction(feature_reduction, _REDUCE)
-    return PublishedConfig(
-        spec.name, chosen, spec.preprocessing[chosen], dict(hyperparameters), feature_reduction, source
-    )
-
-
-def write_encoder(path: str | Path, config: PublishedConfig, tensors: Mapping[str, Tensor]) -> str:
-    """Write the directory of an encoder; return its fingerprint. The caller has checked that the tensors fit.
-
-    Parameters
-    ----------
-    path : str or Path
-        Made; its parent is there.
-    config : PublishedConfig
-    tensors : mapping of str to tensor
-        State of the network.
-
-    Raises
-    ------
-    AlreadyExistsError
-        Something is at ``path``.
-    """
-    from safetensors.torch import save_file
-
-    root = Path(path)
-    if root.exists():
-        raise AlreadyExistsError(f"encoder {root} exists already; remove it, or give another path")
-    root.mkdir()
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, root / WEIGHTS)
-    name = _fingerprint(config, root)
-    content = {"format_version": FORMAT_VERSION, "fingerprint": name, **asdict(config)}
-    (root / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    return name
 
 
 def load_encoder(
@@ -154,8 +56,8 @@ def load_encoder(
         No encoder of this name is registered here.
     """
     root = Path(path)
-    config, name = _read_config(root)
-    return PublishedEncoder(_load_network(root, config), config, name, device=device, precision=precision)
+    config, name = read_config(root)
+    return PublishedEncoder(load_network(root, config), config, name, device=device, precision=precision)
 
 
 @dataclass(frozen=True)
@@ -205,12 +107,26 @@ class PublishedEncoder:
         self.fingerprint = fingerprint
         self.device = torch.device(device)
         self.network = network.to(self.device).eval()
+        self.precision = precision
         self._dtype = resolve_dtype(precision, self.device)
 
     @property
     def labels(self) -> tuple[NeuronLabel, ...]:
         """What the columns of :meth:`logits` stand for."""
         return self.spec.labels
+
+    def prepared(self, *, precision: Precision, device: str | torch.device) -> PublishedEncoder:
+        """Return this encoder in a precision and on a device; both share the network."""
+        return PublishedEncoder(self.network, self.config, self.fingerprint, device=device, precision=precision)
+
+    def random_like(self, *, seed: int = 0) -> PublishedEncoder:
+        """Return an encoder of the same network and preprocessing with fresh weights: the random-encoder baseline."""
+        import torch
+
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            network = self.spec.build(self.config.hyperparameters)
+        return PublishedEncoder(network, self.config, f"random-{seed}", device=self.device, precision=self.precision)
 
     def features(self, ecgs: Sequence[Ecg]) -> NDArray[np.float32]:
         """Return one feature vector a recording: float32, shape (batch, dim).
@@ -236,7 +152,7 @@ class PublishedEncoder:
         InvalidInputError
             The encoder has no classifier, or there is no such reduction.
         """
-        _check_reduction(reduction, ("label", *_REDUCE))
+        check_reduction(reduction, ("label", *_REDUCE))
         modes = np.array([label.reduction if reduction == "label" else reduction for label in self.labels])
         rows = []
         for item in self.segments(ecgs):
@@ -310,57 +226,5 @@ def reduce_logits(logits: NDArray[np.float32], reduction: NDArray[np.str_]) -> N
     return reduced.astype(np.float32)
 
 
-def _check_reduction(reduction: str, known: Collection[str]) -> None:
-    if reduction not in known:
-        raise InvalidInputError(f"reduction is {reduction!r}, expected one of {', '.join(known)}", field="reduction")
-
-
 def _to_numpy(output: Tensor | None) -> Any:
     return None if output is None else output.float().cpu().numpy()
-
-
-def _fingerprint(config: PublishedConfig, root: Path) -> str:
-    with (root / WEIGHTS).open("rb") as file:
-        weights = hashlib.file_digest(file, "sha256").hexdigest()
-    content = {name: value for name, value in asdict(config).items() if name != "source"}
-    return hashlib.sha256((json.dumps(content, sort_keys=True) + weights).encode()).hexdigest()
-
-
-def _read_config(root: Path) -> tuple[PublishedConfig, str]:
-    try:
-        content = json.loads((root / CONFIG).read_text(encoding="utf-8"))
-        version, name = content.pop("format_version"), str(content.pop("fingerprint"))
-    except OSError:
-        raise BundleError(
-            f"encoder {root} has no {CONFIG}; give a directory that `mmecg import-encoder` wrote"
-        ) from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise BundleError(f"encoder {root}: {CONFIG} is damaged; import the encoder again") from None
-    if version != FORMAT_VERSION:
-        raise BundleError(f"encoder {root} has format version {version}, expected {FORMAT_VERSION}; update mmecg")
-    try:
-        spec = get_encoder(content["encoder"])
-        kind = type(next(iter(spec.preprocessing.values())))
-        content["preprocessing"] = parse_config(kind, content["preprocessing"], prefix="preprocessing.")
-        config = PublishedConfig(**content)
-    except (KeyError, TypeError, ConfigError) as error:
-        raise BundleError(f"encoder {root}: {CONFIG} is not usable ({error}); import the encoder again") from None
-    if not (root / WEIGHTS).is_file():
-        raise BundleError(f"encoder {root} lacks {WEIGHTS}; import the encoder again")
-    if _fingerprint(config, root) != name:
-        raise BundleError(f"encoder {root}: {CONFIG} and {WEIGHTS} do not fit the fingerprint; import it again")
-    return config, name
-
-
-def _load_network(root: Path, config: PublishedConfig) -> nn.Module:
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    with torch.device("meta"):  # no memory and no random numbers for weights that are replaced at once
-        network = get_encoder(config.encoder).build(config.hyperparameters)
-    try:
-        network.load_state_dict(load_file(root / WEIGHTS), assign=True)
-    except (SafetensorError, RuntimeError) as error:
-        raise BundleError(f"encoder {root}: {WEIGHTS} does not fit {CONFIG} ({type(error).__name__})") from None
-    return network

@@ -71,11 +71,28 @@ class SeenData:
         "pretraining", "finetuning", or both, separated by a comma.
     source : str
         Where that is stated.
+    folds : tuple of int
+        Its folds, if only these were seen; empty if it may have seen all.
     """
 
     name: str
     stage: str
     source: str
+    folds: tuple[int, ...] = ()
+
+    def is_of(self, data: str) -> bool:
+        """Return whether this is the data set of a name; case, blanks, hyphens and underscores do not matter."""
+        return _plain(self.name) == _plain(data)
+
+    def sentence(self, title: str, fold: int | None = None) -> str:
+        """Return what the reader of a figure on this data set, or on a fold of it, must know about an encoder."""
+        if self.folds and fold is not None and fold not in self.folds:
+            folds = ", ".join(map(str, self.folds))
+            return f"{title} saw folds {folds} of {self.name} in {self.stage} ({self.source}), not fold {fold}."
+        return (
+            f"{title} saw {self.name} in {self.stage} ({self.source}): "
+            f"its figures on {self.name} are not figures on unseen patients."
+        )
 
 
 @dataclass(frozen=True)
@@ -169,13 +186,7 @@ class EncoderSpec:
         data : str
             Name of the data set; case, blanks, hyphens and underscores do not matter.
         """
-        for item in self.seen:
-            if _plain(item.name) == _plain(data):
-                return (
-                    f"{self.title} saw {item.name} in {item.stage} ({item.source}): "
-                    f"its figures on {item.name} are not figures on unseen patients."
-                )
-        return ""
+        return next((item.sentence(self.title) for item in self.seen if item.is_of(data)), "")
 
 
 def available() -> dict[str, EncoderSpec]:

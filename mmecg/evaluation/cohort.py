@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-import torch
 from numpy.typing import NDArray
 
 from mmecg.datasets.ptb_xl import read_ptb_xl_signals, study_of_row
@@ -20,7 +19,7 @@ from mmecg.ecg import LIMB_LEADS, Ecg
 from mmecg.embedding import Encoder
 from mmecg.errors import InvalidInputError, SignalError
 from mmecg.evaluation.labels import LabelTask, label_tasks
-from mmecg.modeling.dual_encoder import DualEncoder
+from mmecg.modeling.joint_encoder import JointEncoder
 from mmecg.vitals import Vitals
 
 LEAD_SUBSETS: dict[str, tuple[str, ...]] = {"I": ("I",), "limb": LIMB_LEADS}
@@ -189,12 +188,9 @@ def encode_ecgs(encoder: Encoder, ecgs: Sequence[Ecg], subsets: Mapping[str, Seq
 
 
 def _embed(encoder: Encoder, ecgs: Sequence[Ecg], features: NDArray[np.float32]) -> NDArray[np.float32]:
-    if not isinstance(encoder, DualEncoder):
+    if not isinstance(encoder, JointEncoder):
         return encoder.encode_ecg(ecgs)
-    with torch.inference_mode():  # The tower's features are at hand: only the projection is left.
-        device = encoder.logit_scale.device
-        embedding: NDArray[np.float32] = encoder.project_ecg(torch.from_numpy(features).to(device)).cpu().numpy()
-    return embedding
+    return encoder.embed_features(features)  # the tower's features are at hand: only the projection is left
 
 
 def concatenate(parts: Sequence[Encoded]) -> Encoded:

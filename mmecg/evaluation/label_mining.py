@@ -37,7 +37,6 @@ from mmecg.labels.mining import LabelMiner
 from mmecg.labels.rule_report import describe_edges, score_edges
 from mmecg.labels.rules import LANGUAGES
 from mmecg.labels.weights import load_agreement, load_text_evidence
-from mmecg.modeling.dual_encoder import DualEncoder
 
 TRAINING_FOLDS: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8)
 """Folds of PTB-XL that the shipped weights were fitted on."""
@@ -132,7 +131,7 @@ def _ecg_rows(
     train, statements = tables
     agreement, loaded = load_agreement(), bundle()
     agreement.reader.check(loaded.fingerprint)
-    encoders = {"bundle": loaded.encoder, "random": DualEncoder.random_like(loaded.encoder, seed=options.seed)}
+    encoders = {"bundle": loaded.encoder, "random": loaded.encoder.random_like(seed=options.seed)}
     kept, encoded, skipped = encode_data(
         options.data, given.data, statements, encoders, progress=progress, what=f"fold {options.fold}"
     )

@@ -35,7 +35,6 @@ from mmecg.evaluation.prediction_shift import RECORDS, Readers, out_of_distribut
 from mmecg.evaluation.prediction_subgroups import gaps, subgroups
 from mmecg.evaluation.prediction_systems import Current, Logits, Tested, current_of, systems_of, with_history
 from mmecg.evaluation.results import Evaluation, Row
-from mmecg.modeling.dual_encoder import DualEncoder
 from mmecg.prediction.heads import PredictionHeads, read_heads
 
 RANDOM_RECORDS = 4000
@@ -152,7 +151,7 @@ def evaluate_prediction(
 
 
 def _read(options: PredictionEvaluationOptions, bundle: Bundle, progress: Progress) -> tuple[_Read, Encoder]:
-    random = DualEncoder.random_like(bundle.encoder, seed=options.seed)
+    random = bundle.encoder.random_like(seed=options.seed)
     table, statements = read_ptb_xl_table(options.data), read_scp_statements(options.data)
     wanted = table.filter(pl.col("strat_fold") == options.fold)
     if wanted.is_empty():

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmecg.ecg import Ecg
+from mmecg.embedding import Encoder
 from mmecg.errors import QueryError
 from mmecg.modeling.dual_encoder import SEGMENT_S, DualEncoder
 from mmecg.prediction.asked import LabelResolver
@@ -43,7 +44,7 @@ _BATCH = 64
 
 
 def explain(
-    encoder: DualEncoder,
+    encoder: Encoder,
     head: SingleHead,
     head_labels: Sequence[str],
     ecg: Ecg,
@@ -55,7 +56,8 @@ def explain(
 
     Parameters
     ----------
-    encoder : DualEncoder
+    encoder : Encoder
+        With our own ECG tower.
     head : SingleHead
     head_labels : sequence of str
         The labels of the head.
@@ -68,8 +70,10 @@ def explain(
     Raises
     ------
     QueryError
-        An unknown method, a label without a head, or too many labels.
+        An unknown method, a label without a head, too many labels, or a published encoder as ECG tower.
     """
+    if not isinstance(encoder, DualEncoder):
+        raise QueryError("the bundle's ECG tower is a published encoder, expected ours; explain with another bundle")
     if method not in METHODS:
         raise QueryError(f"method is {str(method)[:30]!r}, expected one of {', '.join(METHODS)}", field="method")
     asked = LabelResolver(head_labels).resolve(labels)

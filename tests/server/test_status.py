@@ -14,6 +14,7 @@ EXPECTED = {
     "VitalsError": "INVALID_ARGUMENT",
     "ReportError": "INVALID_ARGUMENT",
     "QueryError": "INVALID_ARGUMENT",
+    "NotAlignedError": "INVALID_ARGUMENT",
     "NotFoundError": "NOT_FOUND",
     "StudyNotFoundError": "NOT_FOUND",
     "SubjectNotFoundError": "NOT_FOUND",
