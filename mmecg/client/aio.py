@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Collection, Iterable, Sequence
+from contextlib import aclosing
 from types import TracebackType
 from typing import Any, TypeVar, Unpack
 
@@ -27,8 +28,9 @@ from mmecg_pb.v1 import (
 from numpy.typing import NDArray
 
 from mmecg.client import prediction_requests, requests
+from mmecg.client.batches import gather
 from mmecg.client.channel import ChannelOptions, check_size, credentials
-from mmecg.client.corpus_requests import EmbeddedStudy, WriteNames, update_request, upsert_request
+from mmecg.client.corpus_requests import EmbeddedStudy, UpsertStream, WriteNames, update_request
 from mmecg.client.label_messages import parse_mined_report
 from mmecg.client.messages import parse_study, render_ecg, render_filter, render_vitals
 from mmecg.client.mine_stream import MineStream
@@ -149,15 +151,18 @@ class AsyncClient:
 
         return self._stream(self._search.SearchStream, queries, render, requests.parse_search_outcome)
 
-    def upsert(
+    async def upsert(
         self, studies: Iterable[Study | EmbeddedStudy] | AsyncIterable[Study | EmbeddedStudy]
     ) -> AsyncIterator[Outcome[int]]:
         """Store studies in bulk over one stream; see :meth:`mmecg.client.Client.upsert`."""
-
-        def render(study: Study | EmbeddedStudy) -> Message:
-            return upsert_request(study, self._names.next())
-
-        return self._stream(self._corpus.UpsertStudies, studies, render, requests.parse_upsert_outcome)
+        stream = UpsertStream(self._names)
+        items = (stream.item(study) async for study in as_async(studies))
+        batches = gather(items, max_bytes=self._options.max_batch_bytes)
+        answers = self._stream(self._corpus.UpsertStudies, batches, stream.render, stream.parse)
+        async with aclosing(answers), aclosing(batches):
+            async for outcomes in answers:
+                for outcome in outcomes:
+                    yield outcome
 
     async def mine_labels(
         self, text: str | None = None, *, study_id: str | None = None, language: str = "", vocabulary: str = ""
@@ -269,8 +274,8 @@ class AsyncClient:
         method: Any,
         items: Iterable[Item] | AsyncIterable[Item],
         render: Callable[[Item], Message],
-        parse: Callable[[int, Any], Outcome[T]],
-    ) -> AsyncIterator[Outcome[T]]:
+        parse: Callable[[int, Any], T],
+    ) -> AsyncGenerator[T, None]:
         window = AsyncWindow(check_size(render(item), self._options) async for item in as_async(items))
         bounds = self._options.retry.pauses(float("inf"))
         try:

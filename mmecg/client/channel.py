@@ -11,6 +11,7 @@ from typing import TypeVar
 import grpc
 from google.protobuf.message import Message
 
+from mmecg.client.batches import MAX_BYTES
 from mmecg.client.retry import RetryPolicy
 from mmecg.errors import ConfigError, InvalidInputError
 
@@ -54,6 +55,11 @@ class ChannelOptions:
     tls_server_name: str | None = None
     token: str | Callable[[], str] | None = field(default=None, repr=False)
     allow_plaintext_token: bool = False
+
+    @property
+    def max_batch_bytes(self) -> int:
+        """Largest message of several items: well below the limit of a message, which counts more than the items."""
+        return min(MAX_BYTES, self.max_message_bytes // 2)
 
     def arguments(self) -> list[tuple[str, int | str]]:
         """Return the channel arguments of gRPC."""

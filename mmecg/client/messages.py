@@ -242,8 +242,23 @@ def render_embedding(vector: NDArray[np.float32], fingerprint: str) -> query_pb2
 
 
 def parse_embedding(message: query_pb2.Embedding) -> NDArray[np.float32]:
-    """Return the vector, float32, shape (dim,); dim and norm are not checked here."""
-    return np.asarray(message.values, np.float32)
+    """Return the vector, float32, shape (dim,); dim and norm are not checked here.
+
+    Raises
+    ------
+    QueryError
+        It is given twice, or as bytes that are no whole number of values.
+    """
+    packed = message.float32_values
+    if not packed:
+        return np.asarray(message.values, np.float32)
+    if message.values or len(packed) % 4:
+        raise QueryError(
+            f"embedding has {len(message.values)} values, and {len(packed)} bytes of values; "
+            "send one of the two, of four bytes a value",
+            field="embedding.float32_values",
+        )
+    return np.frombuffer(packed, "<f4").astype(np.float32)
 
 
 def render_time(moment: datetime | None) -> Timestamp | None:

@@ -322,7 +322,9 @@ def parse_search_outcome(item: int, response: search_service_pb2.SearchStreamRes
     return Outcome(item, None if error else parse_search(response.response), error)
 
 
-def parse_upsert_outcome(item: int, response: corpus_service_pb2.UpsertStudiesResponse) -> Outcome[int]:
+def parse_upsert_outcome(
+    item: int, response: corpus_service_pb2.UpsertStudiesResponse | corpus_service_pb2.UpsertOutcome
+) -> Outcome[int]:
     """Return the outcome of one item of UpsertStudies: the sequence number of its commit."""
     error = error_of(response)
     return Outcome(item, None if error else response.sequence, error)

@@ -26,8 +26,9 @@ from mmecg_pb.v1 import (
 from numpy.typing import NDArray
 
 from mmecg.client import prediction_requests, requests
+from mmecg.client.batches import Batches
 from mmecg.client.channel import ChannelOptions, check_size, checked, credentials
-from mmecg.client.corpus_requests import EmbeddedStudy, WriteNames, update_request, upsert_request
+from mmecg.client.corpus_requests import EmbeddedStudy, UpsertStream, WriteNames, update_request
 from mmecg.client.label_messages import parse_mined_report
 from mmecg.client.messages import parse_study, render_ecg, render_filter, render_vitals
 from mmecg.client.mine_stream import MineStream
@@ -162,10 +163,14 @@ class Client:
     def upsert(self, studies: Iterable[Study | EmbeddedStudy]) -> Iterator[Outcome[int]]:
         """Store studies in bulk over one stream; outcomes (commit sequence numbers) come in the order of the studies.
 
-        Nothing is sent until the outcomes are read: iterate over them.
+        Nothing is sent until the outcomes are read: iterate over them. Studies that come within a few milliseconds
+        share a message.
         """
-        items = (upsert_request(study, self._names.next()) for study in studies)
-        return self._stream(self._corpus.UpsertStudies, items, requests.parse_upsert_outcome)
+        stream = UpsertStream(self._names)
+        batches = Batches(map(stream.item, studies), max_bytes=self._options.max_batch_bytes)
+        messages = map(stream.render, batches)
+        for outcomes in self._stream(self._corpus.UpsertStudies, messages, stream.parse):
+            yield from outcomes
 
     def mine_labels(
         self, text: str | None = None, *, study_id: str | None = None, language: str = "", vocabulary: str = ""
@@ -295,8 +300,8 @@ class Client:
             time.sleep(pause)
 
     def _stream(
-        self, method: Callable[..., Any], items: Iterator[Message], parse: Callable[[int, Any], Outcome[T]]
-    ) -> Iterator[Outcome[T]]:
+        self, method: Callable[..., Any], items: Iterator[Message], parse: Callable[[int, Any], T]
+    ) -> Iterator[T]:
         window = Window(checked(items, self._options))
         bounds = self._options.retry.pauses(float("inf"))
         while True:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import grpc
-from google.rpc import status_pb2
 from mmecg_pb.v1 import corpus_service_pb2, corpus_service_pb2_grpc
 
 from mmecg.client.messages import check_known, parse_filter
@@ -14,6 +13,7 @@ from mmecg.study import check_id
 from mmecg_server import convert
 from mmecg_server.service import Backend
 from mmecg_server.streaming import answer_stream
+from mmecg_server.upserts import UpsertMessages
 from mmecg_server.writes import begin_to_store, parse_update, parse_upsert, store_all, write_request
 
 
@@ -28,18 +28,15 @@ class CorpusService(corpus_service_pb2_grpc.CorpusServiceServicer):
     ) -> Iterator[corpus_service_pb2.UpsertStudiesResponse]:
         """Store studies in bulk."""
         backend, retriever = self._backend, self._backend.retriever
-        reader = backend.chunks(request_iterator)
-        for item, answer in answer_stream(
-            reader,
+        messages = UpsertMessages()
+        answers = answer_stream(
+            backend.chunks(request_iterator, messages.split),
             backend.gate,
             lambda one: parse_upsert(one, retriever.encoder.fingerprint),
             lambda some: store_all(retriever, some),
             begin=lambda some: begin_to_store(retriever, some),
-        ):
-            if isinstance(answer, status_pb2.Status):
-                yield corpus_service_pb2.UpsertStudiesResponse(item=item, status=answer)
-            else:
-                yield corpus_service_pb2.UpsertStudiesResponse(item=item, sequence=answer)
+        )
+        yield from messages.join(answers)
 
     def GetStudy(  # noqa: N802
         self, request: corpus_service_pb2.GetStudyRequest, context: grpc.ServicerContext

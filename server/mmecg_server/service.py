@@ -6,7 +6,7 @@ The services see protocols only: an encoder and a corpus behind a :class:`mmecg.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -109,11 +109,14 @@ class Backend:
         """The label miner; made at the first use, if the server was not given one."""
         return ReportMiner()
 
-    def chunks(self, requests: Iterator[Any]) -> ChunkReader[Any]:
-        """Read a stream in chunks that fit the encoder and one message's share of memory."""
+    def chunks(
+        self, requests: Iterator[Any], split: Callable[[Any], Sequence[Any]] = lambda one: (one,)
+    ) -> ChunkReader[Any]:
+        """Read a stream in chunks that fit the encoder and one message's share of memory; see :class:`ChunkReader`."""
         limits = self.limits
         return ChunkReader(
             requests,
+            split=split,
             max_items=limits.max_batch,
             max_bytes=limits.max_message_bytes,
             idle_s=limits.stream_idle_s,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextvars import copy_context
 from dataclasses import replace
 from queue import Queue
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from google.protobuf.message import Message
 from google.rpc import status_pb2
@@ -37,22 +37,26 @@ class ChunkReader(Generic[Request]):
     Parameters
     ----------
     requests : iterator of messages
+    split : callable
+        Message to its items, which come in one chunk.
     max_items, max_bytes : int
-        Limits of a chunk, and of what is read ahead; one message is let in whatever its size.
+        Limits of a chunk, and of what is read ahead; until one is reached, a message is let in whatever its size.
     idle_s, max_s : float
         Longest time without a request, and of the whole stream.
     """
 
     def __init__(
         self,
-        requests: Iterator[Request],
+        requests: Iterator[Message],
         *,
+        split: Callable[[Any], Sequence[Request]] = lambda one: (one,),
         max_items: int,
         max_bytes: int,
         idle_s: float = float("inf"),
         max_s: float = float("inf"),
     ) -> None:
         self._requests = requests
+        self._split = split
         self._max_items = max_items
         self._max_bytes = max_bytes
         self._idle_s = idle_s
@@ -109,7 +113,7 @@ class ChunkReader(Generic[Request]):
                         self._changed.wait()
                     if self._ended:
                         return
-                    self._chunk.append(request)
+                    self._chunk.extend(self._split(request))
                     self._bytes += request.ByteSize()
                     self._changed.notify_all()
         except Exception as error:

@@ -19,6 +19,7 @@ from mmecg.study import Study, WriteRequest, check_id
 from mmecg_server.auth import current_principal
 from mmecg_server.call import stage
 from mmecg_server.convert import STUDY_FIELDS
+from mmecg_server.upserts import Item, check_single
 
 _MODALITIES = {query_pb2.MODALITY_ECG: "ecg", query_pb2.MODALITY_TEXT: "text", query_pb2.MODALITY_VITALS: "vitals"}
 _FIXED = frozenset({"study_id", "subject_id"})
@@ -54,7 +55,7 @@ class Update:
 
 
 @stage("decode")
-def parse_upsert(message: corpus_service_pb2.UpsertStudiesRequest, fingerprint: str) -> NewStudy:
+def parse_upsert(message: Item, fingerprint: str) -> NewStudy:
     """Check a study that is to be stored.
 
     Raises
@@ -65,6 +66,7 @@ def parse_upsert(message: corpus_service_pb2.UpsertStudiesRequest, fingerprint: 
         An embedding was made by another bundle.
     """
     check_known(message, "request")
+    check_single(message)
     study = check_content(parse_study(message.study))
     there = {"ecg": study.ecg is not None, "text": _has_text(study), "vitals": not study.vitals.is_empty()}
     given: dict[str, NDArray[np.float32]] = {}

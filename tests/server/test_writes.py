@@ -10,9 +10,11 @@ from mmecg_index.corpus import Corpus
 from mmecg_pb.v1 import corpus_service_pb2 as pb
 from mmecg_pb.v1 import corpus_service_pb2_grpc
 from mmecg_server.server import Server
+from mmecg_server.status import render_status
+from mmecg_server.upserts import MAX_ITEMS
 
 from mmecg.client import AsyncClient, ChannelOptions, Client, EmbeddedStudy, RetryPolicy
-from mmecg.client.corpus_requests import update_request, upsert_request
+from mmecg.client.corpus_requests import UpsertStream, WriteNames, update_request, upsert_item, upsert_request
 from mmecg.errors import (
     ConflictError,
     FingerprintMismatchError,
@@ -50,6 +52,71 @@ def test_a_write_sent_again_under_its_name_does_nothing(stub, filled, make_study
     assert refused.status.code == grpc.StatusCode.ALREADY_EXISTS.value[0]
     with pytest.raises(StudyNotFoundError):
         filled.get_study("study-21")
+
+
+def batch(*items):
+    return pb.UpsertStudiesRequest(items=items)
+
+
+def test_studies_of_one_message_are_answered_one_by_one_in_one_commit(stub, filled, make_study):
+    bad = upsert_item(make_study(61), "bad")
+    bad.study.vitals.heart_rate_bpm = 5000
+    alone = upsert_request(make_study(64), "alone")
+    items = [upsert_item(make_study(60), "a"), bad, upsert_item(make_study(62), "c"), upsert_item(make_study(60), "a")]
+    first, second, third = send(stub, batch(*items), alone, batch(upsert_item(make_study(65), "e")))
+    assert [each.WhichOneof("result") for each in first.outcomes] == ["sequence", "status", "sequence", "sequence"]
+    assert (first.item, second.item, third.item) == (0, 4, 5)
+    assert first.WhichOneof("result") is None
+    assert first.outcomes[1].status.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+    assert first.outcomes[0].sequence == first.outcomes[3].sequence  # the same under the same name is done once
+    assert second.sequence
+    assert [each.sequence > 0 for each in third.outcomes] == [True]
+    stored = [study.study_id for study in filled.list_studies() if int(study.study_id[6:]) >= 60]
+    assert stored == ["study-60", "study-62", "study-64", "study-65"]
+    again = send(stub, batch(*items))[0]
+    assert [each.sequence for each in again.outcomes] == [each.sequence for each in first.outcomes]
+
+
+def test_a_message_of_too_many_items_or_of_both_kinds_is_refused_as_one(stub, filled, make_study):
+    item = upsert_item(make_study(60), "")
+    mixed = upsert_request(make_study(61), "")
+    mixed.items.append(item)
+    for message in (batch(*[item] * (MAX_ITEMS + 1)), mixed):
+        first, second = send(stub, message, upsert_request(make_study(5), ""))
+        assert first.status.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+        assert "items" in first.status.message
+        assert (second.item, second.WhichOneof("result")) == (1, "sequence")
+    assert filled.stats().studies == 12
+
+
+def test_a_client_sends_studies_together_and_counts_them_one_by_one(server, make_study, filled):
+    def studies():
+        yield from (make_study(number) for number in range(12, 15))
+        yield dataclasses.replace(make_study(15), labels={"NORM": 101.0})
+        yield from (make_study(number) for number in range(16, 150))
+
+    outcomes = list(filled.upsert(studies()))
+    assert [outcome.item for outcome in outcomes] == list(range(138))
+    assert [outcome.item for outcome in outcomes if outcome.error] == [3]
+    assert filled.stats().studies == 12 + 137
+
+    async def use():
+        async with AsyncClient(f"127.0.0.1:{server.port}") as client:
+            return [outcome async for outcome in client.upsert(studies())]
+
+    again = asyncio.run(use())
+    assert [(one.item, one.value) for one in again] == [(one.item, one.value) for one in outcomes]
+
+
+def test_a_server_that_does_not_know_messages_of_several_items_refuses_each_of_them():
+    stream = UpsertStream(WriteNames())
+    stream.render([pb.UpsertItem()] * 3)
+    stream.render([pb.UpsertItem()])
+    refusal = pb.UpsertStudiesResponse(status=render_status(InvalidInputError("request has a field")))
+    outcomes = stream.parse(0, refusal) + stream.parse(1, pb.UpsertStudiesResponse(item=1, sequence=7))
+    assert [(one.item, one.value, type(one.error)) for one in outcomes] == [
+        (0, None, InvalidInputError), (1, None, InvalidInputError), (2, None, InvalidInputError), (3, 7, type(None))
+    ]  # fmt: skip
 
 
 def test_a_study_that_is_stored_already_is_not_written_again(filled, make_study):

@@ -28,43 +28,47 @@ from mmecg_pb.v1 import query_pb2 as mmecg__pb_dot_v1_dot_query__pb2
 from mmecg_pb.v1 import study_pb2 as mmecg__pb_dot_v1_dot_study__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n mmecg_pb/v1/corpus_service.proto\x12\x08mmecg.v1\x1a google/protobuf/field_mask.proto\x1a\x17google/rpc/status.proto\x1a\x17mmecg_pb/v1/query.proto\x1a\x17mmecg_pb/v1/study.proto\"x\n\x14UpsertStudiesRequest\x12\x1e\n\x05study\x18\x01 \x01(\x0b\x32\x0f.mmecg.v1.Study\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12,\n\nembeddings\x18\x03 \x03(\x0b\x32\x18.mmecg.v1.ReadyEmbedding\"^\n\x0eReadyEmbedding\x12$\n\x08modality\x18\x01 \x01(\x0e\x32\x12.mmecg.v1.Modality\x12&\n\tembedding\x18\x02 \x01(\x0b\x32\x13.mmecg.v1.Embedding\"i\n\x15UpsertStudiesResponse\x12\x0c\n\x04item\x18\x01 \x01(\x03\x12\x12\n\x08sequence\x18\x02 \x01(\x03H\x00\x12$\n\x06status\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result\"R\n\x0fGetStudyRequest\x12\x10\n\x08study_id\x18\x01 \x01(\t\x12-\n\tread_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"@\n\x10GetStudyResponse\x12\x1e\n\x05study\x18\x01 \x01(\x0b\x32\x0f.mmecg.v1.Study\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"\x87\x01\n\x12UpdateStudyRequest\x12\x1e\n\x05study\x18\x01 \x01(\x0b\x32\x0f.mmecg.v1.Study\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"\'\n\x13UpdateStudyResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x03\"\xa5\x01\n\x12ListStudiesRequest\x12\x17\n\nsubject_id\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x16\n\tpage_size\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x12\n\npage_token\x18\x03 \x01(\t\x12-\n\tread_mask\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\r\n\x0b_subject_idB\x0c\n\n_page_size\"P\n\x13ListStudiesResponse\x12 \n\x07studies\x18\x01 \x03(\x0b\x32\x0f.mmecg.v1.Study\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\":\n\x12\x44\x65leteStudyRequest\x12\x10\n\x08study_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"\'\n\x13\x44\x65leteStudyResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x03\"7\n\x13\x43ountStudiesRequest\x12 \n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x10.mmecg.v1.Filter\"\'\n\x14\x43ountStudiesResponse\x12\x0f\n\x07studies\x18\x01 \x01(\x03\"\x11\n\x0fGetStatsRequest\"\xa8\x01\n\x10GetStatsResponse\x12\x0f\n\x07studies\x18\x01 \x01(\x03\x12\x10\n\x08subjects\x18\x02 \x01(\x03\x12\x16\n\x0e\x65\x63g_embeddings\x18\x03 \x01(\x03\x12\x17\n\x0ftext_embeddings\x18\x04 \x01(\x03\x12\x19\n\x11vitals_embeddings\x18\x05 \x01(\x03\x12\x13\n\x0b\x66ingerprint\x18\x06 \x01(\t\x12\x10\n\x08sequence\x18\x07 \x01(\x03\x32\x9e\x04\n\rCorpusService\x12T\n\rUpsertStudies\x12\x1e.mmecg.v1.UpsertStudiesRequest\x1a\x1f.mmecg.v1.UpsertStudiesResponse(\x01\x30\x01\x12\x41\n\x08GetStudy\x12\x19.mmecg.v1.GetStudyRequest\x1a\x1a.mmecg.v1.GetStudyResponse\x12J\n\x0bUpdateStudy\x12\x1c.mmecg.v1.UpdateStudyRequest\x1a\x1d.mmecg.v1.UpdateStudyResponse\x12J\n\x0bListStudies\x12\x1c.mmecg.v1.ListStudiesRequest\x1a\x1d.mmecg.v1.ListStudiesResponse\x12J\n\x0b\x44\x65leteStudy\x12\x1c.mmecg.v1.DeleteStudyRequest\x1a\x1d.mmecg.v1.DeleteStudyResponse\x12M\n\x0c\x43ountStudies\x12\x1d.mmecg.v1.CountStudiesRequest\x1a\x1e.mmecg.v1.CountStudiesResponse\x12\x41\n\x08GetStats\x12\x19.mmecg.v1.GetStatsRequest\x1a\x1a.mmecg.v1.GetStatsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n mmecg_pb/v1/corpus_service.proto\x12\x08mmecg.v1\x1a google/protobuf/field_mask.proto\x1a\x17google/rpc/status.proto\x1a\x17mmecg_pb/v1/query.proto\x1a\x17mmecg_pb/v1/study.proto\"\x9d\x01\n\x14UpsertStudiesRequest\x12\x1e\n\x05study\x18\x01 \x01(\x0b\x32\x0f.mmecg.v1.Study\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12,\n\nembeddings\x18\x03 \x03(\x0b\x32\x18.mmecg.v1.ReadyEmbedding\x12#\n\x05items\x18\x04 \x03(\x0b\x32\x14.mmecg.v1.UpsertItem\"n\n\nUpsertItem\x12\x1e\n\x05study\x18\x01 \x01(\x0b\x32\x0f.mmecg.v1.Study\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12,\n\nembeddings\x18\x03 \x03(\x0b\x32\x18.mmecg.v1.ReadyEmbedding\"^\n\x0eReadyEmbedding\x12$\n\x08modality\x18\x01 \x01(\x0e\x32\x12.mmecg.v1.Modality\x12&\n\tembedding\x18\x02 \x01(\x0b\x32\x13.mmecg.v1.Embedding\"\x94\x01\n\x15UpsertStudiesResponse\x12\x0c\n\x04item\x18\x01 \x01(\x03\x12\x12\n\x08sequence\x18\x02 \x01(\x03H\x00\x12$\n\x06status\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12)\n\x08outcomes\x18\x04 \x03(\x0b\x32\x17.mmecg.v1.UpsertOutcomeB\x08\n\x06result\"S\n\rUpsertOutcome\x12\x12\n\x08sequence\x18\x01 \x01(\x03H\x00\x12$\n\x06status\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result\"R\n\x0fGetStudyRequest\x12\x10\n\x08study_id\x18\x01 \x01(\t\x12-\n\tread_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"@\n\x10GetStudyResponse\x12\x1e\n\x05study\x18\x01 \x01(\x0b\x32\x0f.mmecg.v1.Study\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"\x87\x01\n\x12UpdateStudyRequest\x12\x1e\n\x05study\x18\x01 \x01(\x0b\x32\x0f.mmecg.v1.Study\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"\'\n\x13UpdateStudyResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x03\"\xa5\x01\n\x12ListStudiesRequest\x12\x17\n\nsubject_id\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x16\n\tpage_size\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x12\n\npage_token\x18\x03 \x01(\t\x12-\n\tread_mask\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\r\n\x0b_subject_idB\x0c\n\n_page_size\"P\n\x13ListStudiesResponse\x12 \n\x07studies\x18\x01 \x03(\x0b\x32\x0f.mmecg.v1.Study\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\":\n\x12\x44\x65leteStudyRequest\x12\x10\n\x08study_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"\'\n\x13\x44\x65leteStudyResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x03\"7\n\x13\x43ountStudiesRequest\x12 \n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x10.mmecg.v1.Filter\"\'\n\x14\x43ountStudiesResponse\x12\x0f\n\x07studies\x18\x01 \x01(\x03\"\x11\n\x0fGetStatsRequest\"\xa8\x01\n\x10GetStatsResponse\x12\x0f\n\x07studies\x18\x01 \x01(\x03\x12\x10\n\x08subjects\x18\x02 \x01(\x03\x12\x16\n\x0e\x65\x63g_embeddings\x18\x03 \x01(\x03\x12\x17\n\x0ftext_embeddings\x18\x04 \x01(\x03\x12\x19\n\x11vitals_embeddings\x18\x05 \x01(\x03\x12\x13\n\x0b\x66ingerprint\x18\x06 \x01(\t\x12\x10\n\x08sequence\x18\x07 \x01(\x03\x32\x9e\x04\n\rCorpusService\x12T\n\rUpsertStudies\x12\x1e.mmecg.v1.UpsertStudiesRequest\x1a\x1f.mmecg.v1.UpsertStudiesResponse(\x01\x30\x01\x12\x41\n\x08GetStudy\x12\x19.mmecg.v1.GetStudyRequest\x1a\x1a.mmecg.v1.GetStudyResponse\x12J\n\x0bUpdateStudy\x12\x1c.mmecg.v1.UpdateStudyRequest\x1a\x1d.mmecg.v1.UpdateStudyResponse\x12J\n\x0bListStudies\x12\x1c.mmecg.v1.ListStudiesRequest\x1a\x1d.mmecg.v1.ListStudiesResponse\x12J\n\x0b\x44\x65leteStudy\x12\x1c.mmecg.v1.DeleteStudyRequest\x1a\x1d.mmecg.v1.DeleteStudyResponse\x12M\n\x0c\x43ountStudies\x12\x1d.mmecg.v1.CountStudiesRequest\x1a\x1e.mmecg.v1.CountStudiesResponse\x12\x41\n\x08GetStats\x12\x19.mmecg.v1.GetStatsRequest\x1a\x1a.mmecg.v1.GetStatsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'mmecg_pb.v1.corpus_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_UPSERTSTUDIESREQUEST']._serialized_start=155
-  _globals['_UPSERTSTUDIESREQUEST']._serialized_end=275
-  _globals['_READYEMBEDDING']._serialized_start=277
-  _globals['_READYEMBEDDING']._serialized_end=371
-  _globals['_UPSERTSTUDIESRESPONSE']._serialized_start=373
-  _globals['_UPSERTSTUDIESRESPONSE']._serialized_end=478
-  _globals['_GETSTUDYREQUEST']._serialized_start=480
-  _globals['_GETSTUDYREQUEST']._serialized_end=562
-  _globals['_GETSTUDYRESPONSE']._serialized_start=564
-  _globals['_GETSTUDYRESPONSE']._serialized_end=628
-  _globals['_UPDATESTUDYREQUEST']._serialized_start=631
-  _globals['_UPDATESTUDYREQUEST']._serialized_end=766
-  _globals['_UPDATESTUDYRESPONSE']._serialized_start=768
-  _globals['_UPDATESTUDYRESPONSE']._serialized_end=807
-  _globals['_LISTSTUDIESREQUEST']._serialized_start=810
-  _globals['_LISTSTUDIESREQUEST']._serialized_end=975
-  _globals['_LISTSTUDIESRESPONSE']._serialized_start=977
-  _globals['_LISTSTUDIESRESPONSE']._serialized_end=1057
-  _globals['_DELETESTUDYREQUEST']._serialized_start=1059
-  _globals['_DELETESTUDYREQUEST']._serialized_end=1117
-  _globals['_DELETESTUDYRESPONSE']._serialized_start=1119
-  _globals['_DELETESTUDYRESPONSE']._serialized_end=1158
-  _globals['_COUNTSTUDIESREQUEST']._serialized_start=1160
-  _globals['_COUNTSTUDIESREQUEST']._serialized_end=1215
-  _globals['_COUNTSTUDIESRESPONSE']._serialized_start=1217
-  _globals['_COUNTSTUDIESRESPONSE']._serialized_end=1256
-  _globals['_GETSTATSREQUEST']._serialized_start=1258
-  _globals['_GETSTATSREQUEST']._serialized_end=1275
-  _globals['_GETSTATSRESPONSE']._serialized_start=1278
-  _globals['_GETSTATSRESPONSE']._serialized_end=1446
-  _globals['_CORPUSSERVICE']._serialized_start=1449
-  _globals['_CORPUSSERVICE']._serialized_end=1991
+  _globals['_UPSERTSTUDIESREQUEST']._serialized_start=156
+  _globals['_UPSERTSTUDIESREQUEST']._serialized_end=313
+  _globals['_UPSERTITEM']._serialized_start=315
+  _globals['_UPSERTITEM']._serialized_end=425
+  _globals['_READYEMBEDDING']._serialized_start=427
+  _globals['_READYEMBEDDING']._serialized_end=521
+  _globals['_UPSERTSTUDIESRESPONSE']._serialized_start=524
+  _globals['_UPSERTSTUDIESRESPONSE']._serialized_end=672
+  _globals['_UPSERTOUTCOME']._serialized_start=674
+  _globals['_UPSERTOUTCOME']._serialized_end=757
+  _globals['_GETSTUDYREQUEST']._serialized_start=759
+  _globals['_GETSTUDYREQUEST']._serialized_end=841
+  _globals['_GETSTUDYRESPONSE']._serialized_start=843
+  _globals['_GETSTUDYRESPONSE']._serialized_end=907
+  _globals['_UPDATESTUDYREQUEST']._serialized_start=910
+  _globals['_UPDATESTUDYREQUEST']._serialized_end=1045
+  _globals['_UPDATESTUDYRESPONSE']._serialized_start=1047
+  _globals['_UPDATESTUDYRESPONSE']._serialized_end=1086
+  _globals['_LISTSTUDIESREQUEST']._serialized_start=1089
+  _globals['_LISTSTUDIESREQUEST']._serialized_end=1254
+  _globals['_LISTSTUDIESRESPONSE']._serialized_start=1256
+  _globals['_LISTSTUDIESRESPONSE']._serialized_end=1336
+  _globals['_DELETESTUDYREQUEST']._serialized_start=1338
+  _globals['_DELETESTUDYREQUEST']._serialized_end=1396
+  _globals['_DELETESTUDYRESPONSE']._serialized_start=1398
+  _globals['_DELETESTUDYRESPONSE']._serialized_end=1437
+  _globals['_COUNTSTUDIESREQUEST']._serialized_start=1439
+  _globals['_COUNTSTUDIESREQUEST']._serialized_end=1494
+  _globals['_COUNTSTUDIESRESPONSE']._serialized_start=1496
+  _globals['_COUNTSTUDIESRESPONSE']._serialized_end=1535
+  _globals['_GETSTATSREQUEST']._serialized_start=1537
+  _globals['_GETSTATSREQUEST']._serialized_end=1554
+  _globals['_GETSTATSRESPONSE']._serialized_start=1557
+  _globals['_GETSTATSRESPONSE']._serialized_end=1725
+  _globals['_CORPUSSERVICE']._serialized_start=1728
+  _globals['_CORPUSSERVICE']._serialized_end=2270
 # @@protoc_insertion_point(module_scope)

@@ -31,6 +31,7 @@ class UpsertStudiesRequest(_message.Message):
     STUDY_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     EMBEDDINGS_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Names this write, 1 to 128 printable characters; the same study sent again under it is not stored again, another
     study under it is refused (ALREADY_EXISTS). Empty: a study that is stored as it is already is not written again.
@@ -45,6 +46,47 @@ class UpsertStudiesRequest(_message.Message):
         server makes the others.
         """
 
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___UpsertItem]:
+        """Several items in one message, 256 at most, in place of the fields above. Each is treated as if it had come alone;
+        a message of its own costs both ends more than what is in it.
+        """
+
+    def __init__(
+        self,
+        *,
+        study: _study_pb2.Study | None = ...,
+        request_id: _builtins.str = ...,
+        embeddings: _abc.Iterable[Global___ReadyEmbedding] | None = ...,
+        items: _abc.Iterable[Global___UpsertItem] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["study", b"study"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["embeddings", b"embeddings", "items", b"items", "request_id", b"request_id", "study", b"study"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpsertStudiesRequest: _TypeAlias = UpsertStudiesRequest  # noqa: Y015
+
+@_typing.final
+class UpsertItem(_message.Message):
+    """One of several items in a message of UpsertStudies; see UpsertStudiesRequest."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STUDY_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    EMBEDDINGS_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Names this write."""
+    @_builtins.property
+    def study(self) -> _study_pb2.Study:
+        """The study."""
+
+    @_builtins.property
+    def embeddings(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReadyEmbedding]:
+        """Embeddings that the caller made already."""
+
     def __init__(
         self,
         *,
@@ -58,7 +100,7 @@ class UpsertStudiesRequest(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___UpsertStudiesRequest: _TypeAlias = UpsertStudiesRequest  # noqa: Y015
+Global___UpsertItem: _TypeAlias = UpsertItem  # noqa: Y015
 
 @_typing.final
 class ReadyEmbedding(_message.Message):
@@ -90,20 +132,25 @@ Global___ReadyEmbedding: _TypeAlias = ReadyEmbedding  # noqa: Y015
 
 @_typing.final
 class UpsertStudiesResponse(_message.Message):
-    """The acknowledgement of one item of UpsertStudies."""
+    """The acknowledgement of one message of UpsertStudies."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ITEM_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
+    OUTCOMES_FIELD_NUMBER: _builtins.int
     item: _builtins.int
-    """Position of the item in the stream, from 0."""
+    """Position in the stream, from 0, of the item, or of the first of several."""
     sequence: _builtins.int
     """Committed: sequence number of the commit that holds it, monotone over the life of the corpus."""
     @_builtins.property
     def status(self) -> _status_pb2.Status:
         """Refused: why. Nothing of the study was stored."""
+
+    @_builtins.property
+    def outcomes(self) -> _containers.RepeatedCompositeFieldContainer[Global___UpsertOutcome]:
+        """If the message held several items: what became of each, in their order, in place of the fields above."""
 
     def __init__(
         self,
@@ -111,16 +158,47 @@ class UpsertStudiesResponse(_message.Message):
         item: _builtins.int = ...,
         sequence: _builtins.int = ...,
         status: _status_pb2.Status | None = ...,
+        outcomes: _abc.Iterable[Global___UpsertOutcome] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["result", b"result", "sequence", b"sequence", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["item", b"item", "result", b"result", "sequence", b"sequence", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["item", b"item", "outcomes", b"outcomes", "result", b"result", "sequence", b"sequence", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["sequence", "status"]  # noqa: Y015
     _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
 
 Global___UpsertStudiesResponse: _TypeAlias = UpsertStudiesResponse  # noqa: Y015
+
+@_typing.final
+class UpsertOutcome(_message.Message):
+    """What became of one of several items; see UpsertStudiesResponse."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
+    """Committed: sequence number of the commit that holds it."""
+    @_builtins.property
+    def status(self) -> _status_pb2.Status:
+        """Refused: why. Nothing of the study was stored."""
+
+    def __init__(
+        self,
+        *,
+        sequence: _builtins.int = ...,
+        status: _status_pb2.Status | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["result", b"result", "sequence", b"sequence", "status", b"status"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["result", b"result", "sequence", b"sequence", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["sequence", "status"]  # noqa: Y015
+    _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
+
+Global___UpsertOutcome: _TypeAlias = UpsertOutcome  # noqa: Y015
 
 @_typing.final
 class GetStudyRequest(_message.Message):

@@ -58,10 +58,13 @@ class Embedding(_message.Message):
 
     VALUES_FIELD_NUMBER: _builtins.int
     FINGERPRINT_FIELD_NUMBER: _builtins.int
+    FLOAT32_VALUES_FIELD_NUMBER: _builtins.int
     fingerprint: _builtins.str
     """Fingerprint of the bundle that made it: 64 hexadecimal digits. Embeddings of different fingerprints cannot be
     compared, and the server refuses a query that carries a foreign one.
     """
+    float32_values: _builtins.bytes
+    """The same as `values`, which is then empty: IEEE 754 binary32, little endian. Answers come as `values`."""
     @_builtins.property
     def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Unit L2 norm. Its length is the `embedding_dim` of the server information."""
@@ -71,10 +74,11 @@ class Embedding(_message.Message):
         *,
         values: _abc.Iterable[_builtins.float] | None = ...,
         fingerprint: _builtins.str = ...,
+        float32_values: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "values", b"values"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "float32_values", b"float32_values", "values", b"values"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

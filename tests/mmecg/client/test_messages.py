@@ -22,7 +22,7 @@ from mmecg.client.messages import (
     render_vitals,
 )
 from mmecg.ecg import LEADS, Ecg
-from mmecg.errors import InvalidInputError, SignalError
+from mmecg.errors import InvalidInputError, QueryError, SignalError
 from mmecg.quality import QUALITY_KINDS
 from mmecg.report import Report
 from mmecg.search import Filter
@@ -181,6 +181,16 @@ def test_embedding(seed):
     message = query_pb2.Embedding.FromString(render_embedding(vector, "f" * 64).SerializeToString())
     np.testing.assert_array_equal(parse_embedding(message), vector)
     assert message.fingerprint == "f" * 64
+    packed = query_pb2.Embedding(float32_values=vector.astype("<f4").tobytes())
+    np.testing.assert_array_equal(parse_embedding(packed), vector)
+
+
+@pytest.mark.parametrize("message", [
+    query_pb2.Embedding(float32_values=b"abc"), query_pb2.Embedding(float32_values=bytes(8), values=[0.0, 0.0])
+])  # fmt: skip
+def test_an_embedding_as_bytes_is_whole_and_given_once(message):
+    with pytest.raises(QueryError, match="bytes of values"):
+        parse_embedding(message)
 
 
 def test_a_zoned_time_is_carried_as_utc():
