@@ -35,7 +35,9 @@ _FLUSH_S = 1.0
 _FLUSH_ENTRIES = 512
 _MAX_WAITING = 100_000
 _REFUSALS = frozenset({"UNAUTHENTICATED", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED"})
-_MADE_BY_MACHINE = re.compile(r"[0-9a-f]{32}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_MADE_BY_MACHINE = re.compile(
+    r"[0-9a-fA-F]{32}|[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}|[0-7][0-9A-HJKMNP-TV-Z]{25}"
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class AuditEntry:
     principal, method, outcome : str
         Who called what, and the name of the status it ended with.
     request_id : str
-        Kept as it is if it is a UUID or 32 hexadecimal digits; of another, which might hold an id, a keyed hash.
+        Kept as it is if it is a UUID or a ULID; of another, which might hold an id, a keyed hash.
     touched : tuple of (str, str)
         Subject id and study id of what was read or written.
     items : int

@@ -156,7 +156,13 @@ class Authenticator:
             return self._principals.current().by_token(token)
         if self._jwt is None:
             raise UnauthenticatedError("the token is not accepted; check it, or get a new one from the operator")
-        return self._jwt.verify(token)
+        principal = self._jwt.verify(token)
+        if principal.name in (self._principals.current().names if self._principals is not None else ()):
+            # Audit trail, rates and request ids go by the name: nobody shall have another's by way of an issuer.
+            raise UnauthenticatedError(
+                "the token is of somebody whose name is that of another principal; ask the operator to rename one"
+            )
+        return principal
 
 
 def certificate_names(context: grpc.ServicerContext) -> list[str]:

@@ -72,6 +72,10 @@ class Principals:
     content : bytes
         TOML: a ``[[principal]]`` table each; see ``server/README.md``.
 
+    Attributes
+    ----------
+    names : frozenset of str
+
     Raises
     ------
     ConfigError
@@ -90,6 +94,8 @@ class Principals:
         self._by_certificate: dict[str, Principal] = {}
         for number, entry in enumerate(entries, 1):
             self._add(entry, f"auth.principals, entry {number}")
+        found = (principal for _, principal in self._by_token.values())
+        self.names = frozenset(each.name for each in (*found, *self._by_certificate.values()))
 
     def by_token(self, token: str) -> Principal:
         """Return whose token it is. Raises ``UnauthenticatedError`` if it is nobody's, or has expired."""

@@ -15,7 +15,10 @@ from mmecg_server.metrics import REFUSALS, Metrics
 from mmecg_server.tracing import CallSpan, Tracing
 
 REQUEST_ID = "x-request-id"
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_MADE_BY_MACHINE = re.compile(
+    r"(?=.*[A-Za-z])([0-9A-Fa-f]{32}|[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}|[0-7][0-9A-HJKMNP-TV-Z]{25})"
+)
+"""A UUID, with dashes or without, or a ULID. One of nothing but digits may be a number of somebody's."""
 
 
 class Watch:
@@ -83,6 +86,9 @@ class Watch:
 
 
 def choose_request_id(metadata: Mapping[str, str]) -> str:
-    """Return the caller's request id if it is one (1 to 64 of ``A-Za-z0-9._-``), or else a new one."""
+    """Return the caller's request id if it is a UUID or a ULID, or else a new one.
+
+    Anything else may be the number of an order or a patient, and the id goes to the log, traces and the audit trail.
+    """
     given = metadata.get(REQUEST_ID, "")
-    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    return given if _MADE_BY_MACHINE.fullmatch(given) else uuid.uuid4().hex

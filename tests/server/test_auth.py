@@ -386,6 +386,13 @@ class TestServer:
             secured.file.write_text(kept)
             client.info()
 
+    def test_a_signed_token_takes_no_name_of_the_file(self, secured):
+        with secured(signed(sub="ingester")) as client:
+            with pytest.raises(UnauthenticatedError, match="that of another principal"):
+                client.info()
+            secured.file.write_text("")
+            client.info()  # nobody else has the name now
+
     def test_a_broken_file_stops_nothing(self, secured, log_lines):
         with secured("reader") as client:
             secured.file.write_text("[[principal]]\nname = 3")

@@ -5,6 +5,7 @@ import re
 import sys
 import threading
 import time
+import uuid
 from dataclasses import replace
 
 import grpc
@@ -22,6 +23,7 @@ from mmecg.report import Report
 memory = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_exporter")
 
 CANARY = "Zvulon"
+ULID = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
 
@@ -54,7 +56,7 @@ def search(channel, text, **metadata):
 def test_a_call_is_a_span_and_each_stage_one_inside_it(traced, exporter, retriever, make_study):
     server, channel = traced
     retriever.ingest([make_study(1)])
-    search(channel, "sinus rhythm", **{"x-request-id": "order-17"})
+    search(channel, "sinus rhythm", **{"x-request-id": ULID})
     spans = finished(server, exporter)
     (call,) = [span for span in spans if span.name == "mmecg.v1.SearchService/Search"]
     assert dict(call.attributes) == {
@@ -62,7 +64,7 @@ def test_a_call_is_a_span_and_each_stage_one_inside_it(traced, exporter, retriev
         "rpc.service": "mmecg.v1.SearchService",
         "rpc.method": "Search",
         "rpc.grpc.status_code": 0,
-        "mmecg.request_id": "order-17",
+        "mmecg.request_id": ULID,
     }
     stages = [span for span in spans if span is not call]
     assert {span.name for span in stages} == {
@@ -172,7 +174,7 @@ def request_ids(call) -> list[str]:
     return [value for key, value in call.trailing_metadata() if key == "x-request-id"]
 
 
-@pytest.mark.parametrize("given", ["order-17", "A.b_c-9" * 9, "x"])
+@pytest.mark.parametrize("given", [str(uuid.uuid4()), uuid.uuid4().hex.upper(), ULID])
 def test_a_request_id_comes_back_and_is_logged(channel, log_lines, given):
     _, call = search(channel, "a", **{"x-request-id": given})
     assert request_ids(call) == [given]
@@ -184,7 +186,10 @@ def test_a_request_id_comes_back_and_is_logged(channel, log_lines, given):
     assert line["duration_ms"] > 0
 
 
-@pytest.mark.parametrize("given", ["", "x" * 65, "two words", 'quote"', "semi;colon", "a/b"])
+@pytest.mark.parametrize(
+    "given",
+    ["", "x" * 65, "two words", 'quote"', "order-17", "4711", "4711" * 6 + "47", ULID[:-1], ULID.lower(), "f" * 33],
+)
 def test_what_cannot_be_a_request_id_is_replaced(channel, log_lines, given):
     _, call = search(channel, "a", **{"x-request-id": given})
     (new,) = request_ids(call)
@@ -197,9 +202,9 @@ def test_an_error_carries_the_request_id_beside_its_details(channel):
     stub = corpus_service_pb2_grpc.CorpusServiceStub(channel)
     with pytest.raises(grpc.RpcError) as caught:
         stub.GetStudy(
-            corpus_service_pb2.GetStudyRequest(study_id="nobody"), metadata=(("x-request-id", "order-18"),), timeout=60
+            corpus_service_pb2.GetStudyRequest(study_id="nobody"), metadata=(("x-request-id", ULID),), timeout=60
         )
-    assert request_ids(caught.value) == ["order-18"]
+    assert request_ids(caught.value) == [ULID]
     assert "grpc-status-details-bin" in dict(caught.value.trailing_metadata())
 
 
