@@ -1,4 +1,4 @@
-"""Who is let in: the check of a call before it takes a place, what a principal may ask for, streams that stand still.
+"""Who is let in: the check of a call before it takes a place, what a principal may ask for, clients that stand still.
 
 The order: who calls, whether its roles allow the method, whether it has asked for too much; only then does a call
 compete for the server's places, so that strangers hold none.
@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import grpc
 
@@ -23,8 +23,7 @@ from mmecg_server.config import LimitsConfig
 
 T = TypeVar("T")
 
-MAX_OPEN_STREAMS = 2
-OPEN_STREAM_S = 10.0
+_TICK_S = 5.0
 
 _REMEMBERED = 10_000
 """Principals; a bucket that is forgotten was the longest without a call."""
@@ -134,77 +133,55 @@ class PrincipalLimits:
         return share
 
 
-class OpenStreams:
-    """Bounds streams that ask nobody who they are (reflection): each holds a thread, and nobody shall hold them all."""
-
-    def __init__(self) -> None:
-        self._room = threading.BoundedSemaphore(MAX_OPEN_STREAMS)
-
-    def follow(
-        self, serve: Callable[[Iterator[Any], grpc.ServicerContext], Iterable[T]]
-    ) -> Callable[[Iterator[Any], grpc.ServicerContext], Iterator[T]]:
-        """Return a method that refuses calls beyond the bound, and ends those that last too long."""
-
-        def stream(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[T]:
-            if not self._room.acquire(blocking=False):
-                context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many of these streams are open; try again later")
-            end = threading.Timer(OPEN_STREAM_S, context.cancel)
-            end.daemon = True
-            end.start()
-            try:
-                yield from serve(requests, context)
-            except grpc.RpcError:  # it has lasted too long, or its client has left
-                return
-            finally:
-                end.cancel()
-                self._room.release()
-
-        return stream
-
-
 @dataclass(eq=False)
-class _Stream:
-    """A stream whose client has had an answer since a moment without taking it; None while it is the server's turn."""
+class _Wait:
+    """A call, and until when its client may keep a thread waiting; for ever while it is the server's turn."""
 
     cancel: Callable[[], object]
-    waiting_since: float | None = None
+    until: float = float("inf")
 
 
-class SlowReaders:
-    """Ends streams whose clients take no answers.
+class Watchdog:
+    """Cancels calls whose clients keep a thread waiting: for a request that does not come, or an answer not taken.
 
-    gRPC's flow control blocks the thread that answers, so that nothing but a cancellation frees it; its client sees
-    CANCELLED.
+    gRPC blocks the thread, so that nothing but a cancellation frees it; the client sees CANCELLED.
 
     Parameters
     ----------
-    idle_s : float
-        How long an answer may wait for its client.
+    patience_s : float
+        The shortest time that anything may wait; it is looked four times as often.
     """
 
-    def __init__(self, idle_s: float) -> None:
-        self._idle_s = idle_s
+    def __init__(self, patience_s: float) -> None:
+        self._tick_s = min(patience_s / 4, _TICK_S)
         self._lock = threading.Lock()
-        self._streams: set[_Stream] = set()
+        self._waits: dict[_Wait, None] = {}
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def follow(self, answers: Iterable[T], context: grpc.ServicerContext) -> Iterator[T]:
+    @contextmanager
+    def waiting(self, context: grpc.ServicerContext, until: float) -> Iterator[None]:
+        """Cancel the call if what this thread waits for has not happened at a moment of :func:`time.monotonic`."""
+        with self._watch(context) as wait:
+            wait.until = until
+            yield
+
+    def follow(self, answers: Iterable[T], context: grpc.ServicerContext, idle_s: float) -> Iterator[T]:
         """Yield answers, and cancel the call if one of them is not taken in time."""
-        stream = _Stream(context.cancel)
-        with self._lock:
-            self._streams.add(stream)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="slow-readers", daemon=True)
-                self._thread.start()
-        try:
+        with self._watch(context) as wait:
             for answer in answers:
-                stream.waiting_since = time.monotonic()
+                wait.until = time.monotonic() + idle_s
                 yield answer
-                stream.waiting_since = None
-        finally:
-            with self._lock:
-                self._streams.discard(stream)
+                wait.until = float("inf")
+
+    def make_room(self, most: int) -> None:
+        """Cancel the call that has waited longest if as many wait as may: the next is likelier to be in earnest."""
+        with self._lock:
+            oldest = next((one for one in self._waits if one.until > 0), None) if len(self._waits) >= most else None
+            if oldest is not None:
+                oldest.until = 0.0
+        if oldest is not None:
+            oldest.cancel()
 
     def close(self) -> None:
         """End the thread."""
@@ -212,10 +189,24 @@ class SlowReaders:
         if self._thread is not None:
             self._thread.join()
 
-    def _run(self) -> None:
-        while not self._closed.wait(min(self._idle_s / 4, 5.0)):
-            border = time.monotonic() - self._idle_s
+    @contextmanager
+    def _watch(self, context: grpc.ServicerContext) -> Iterator[_Wait]:
+        wait = _Wait(context.cancel)
+        with self._lock:
+            self._waits[wait] = None
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
+                self._thread.start()
+        try:
+            yield wait
+        finally:
             with self._lock:
-                slow = [one for one in self._streams if one.waiting_since is not None and one.waiting_since < border]
-            for stream in slow:
-                stream.cancel()
+                del self._waits[wait]
+
+    def _run(self) -> None:
+        while not self._closed.wait(self._tick_s):
+            now = time.monotonic()
+            with self._lock:
+                late = [one for one in self._waits if one.until < now]
+            for one in late:
+                one.cancel()

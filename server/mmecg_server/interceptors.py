@@ -22,12 +22,13 @@ from google.rpc import status_pb2
 from grpc_status import rpc_status
 
 from mmecg.errors import InvalidInputError, NotReadyError, OverloadedError, QueryError, ReportError
-from mmecg_server.admission import Doorkeeper, OpenStreams, SlowReaders
+from mmecg_server.admission import Doorkeeper, Watchdog
 from mmecg_server.audit import CallRecord, Trail
-from mmecg_server.call import Call, on_behalf_of
+from mmecg_server.call import Call, current_call, on_behalf_of
 from mmecg_server.config import LimitsConfig
 from mmecg_server.logs import log
 from mmecg_server.metrics import Metrics
+from mmecg_server.open_services import OpenServices
 from mmecg_server.status import error_id_of, render_status
 from mmecg_server.telemetry import REQUEST_ID, Watch
 from mmecg_server.tracing import Tracing
@@ -115,15 +116,16 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]  # not 
     ----------
     trail : Trail, optional
         Where every call is entered, also one that is refused.
-    slow_readers : SlowReaders
+    open_services : OpenServices
+        Health and reflection.
     """
 
     def __init__(
         self, gate: Gate, limits: LimitsConfig, metrics: Metrics, tracing: Tracing | None, doorkeeper: Doorkeeper
     ) -> None:
         self.trail: Trail | None = None
-        self.slow_readers = SlowReaders(limits.stream_idle_s)
-        self._open_streams = OpenStreams()
+        self.open_services = OpenServices(limits.max_connections)
+        self._watchdog = Watchdog(min(limits.stream_idle_s, limits.default_deadline_s))
         self._doorkeeper = doorkeeper
         self._gate = gate
         self._limits = limits
@@ -135,24 +137,26 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]  # not 
         continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler[Any, Any] | None],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """Wrap the handler of a unary or bidirectional method; of other services (health, reflection) bound streams."""
+        """Wrap the handler of a unary or bidirectional method, and those of other services (health, reflection).
+
+        Every method takes its requests as a stream: gRPC would otherwise wait for the one of a unary method, and hold a
+        thread for it, before any of this is asked.
+        """
         handler = continuation(handler_call_details)
+        if handler is None:
+            return None
         method = handler_call_details.method
-        if handler is None or handler.request_deserializer is None or not method.startswith(_PREFIX):
-            if handler is None or handler.stream_stream is None:
-                return handler
-            return grpc.stream_stream_rpc_method_handler(
-                self._open_streams.follow(handler.stream_stream),
-                handler.request_deserializer,
-                handler.response_serializer,
-            )
+        if not method.startswith(_PREFIX):
+            return self.open_services.serve(handler)
+        assert handler.request_deserializer is not None  # noqa: S101  (generated code has one)
         decode = _tolerant(handler.request_deserializer)
         if serve_stream := handler.stream_stream:
 
             def stream(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Message]:
                 with self._call(method, context, streaming=True) as (watch, record):
                     checked = map(partial(_checked, watch=watch, record=record), requests)
-                    for answer in self.slow_readers.follow(serve_stream(checked, context), context):
+                    answers = serve_stream(checked, context)
+                    for answer in self._watchdog.follow(answers, context, self._limits.stream_idle_s):
                         watch.count_answer(answer.ByteSize())
                         record.see(answer)
                         yield answer
@@ -161,20 +165,33 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]  # not 
         serve_unary = handler.unary_unary
         assert serve_unary is not None  # noqa: S101  (mmecg.v1 has no other kind of method)
 
-        def unary(request: Any, context: grpc.ServicerContext) -> Message | None:
-            with self._call(method, context, request=request) as (watch, record):
-                response: Message = serve_unary(_checked(request, watch, record), context)
+        def unary(requests: Iterator[Any], context: grpc.ServicerContext) -> Message | None:
+            with self._call(method, context) as (watch, record):
+                response: Message = serve_unary(_checked(self._only(requests, context), watch, record), context)
                 self._check_size(response)
                 watch.count_answer(response.ByteSize())
                 record.see(response)
                 return response
             return None
 
-        return grpc.unary_unary_rpc_method_handler(unary, decode, handler.response_serializer)
+        return grpc.stream_unary_rpc_method_handler(unary, decode, handler.response_serializer)
+
+    def close(self) -> None:
+        """End the threads that look after calls."""
+        self._watchdog.close()
+        self.open_services.watchdog.close()
+
+    def _only(self, requests: Iterator[Any], context: grpc.ServicerContext) -> Any:
+        """Return the request of a unary method, which has to come before the deadline; what follows is not read."""
+        with self._watchdog.waiting(context, current_call().deadline):
+            request = next(requests, None)
+        if request is None:
+            raise InvalidInputError("the call ended without a request, expected one")
+        return request
 
     @contextmanager
     def _call(
-        self, method: str, context: grpc.ServicerContext, *, streaming: bool = False, request: Any = None
+        self, method: str, context: grpc.ServicerContext, *, streaming: bool = False
     ) -> Iterator[tuple[Watch, CallRecord]]:
         watch = Watch(self._metrics, self._tracing, method, context, streaming=streaming)
         answer_metadata = ((REQUEST_ID, watch.request_id),)
@@ -192,11 +209,12 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]  # not 
         except GeneratorExit:  # the client of a stream has left, or takes no answers
             code = grpc.StatusCode.CANCELLED
             raise
-        except grpc.RpcError:  # the requests of a stream end so when its client has left
+        except grpc.RpcError:  # requests end so when their client has left, or has been waited for long enough
             code = grpc.StatusCode.CANCELLED
+            raise
         except Exception as error:
             failure = error
-            status = report(error, request if isinstance(request, Message) else None)
+            status = report(error, watch.request)
             code = grpc_code(status.code)
         finally:
             if code is not grpc.StatusCode.OK:
@@ -252,6 +270,6 @@ def _tolerant(deserialize: Callable[[bytes], Message]) -> Callable[[bytes], Mess
 def _checked(request: Message | InvalidInputError, watch: Watch, record: CallRecord) -> Message:
     if isinstance(request, InvalidInputError):
         raise request
-    watch.count_request(request.ByteSize())
+    watch.take(request)
     record.see(request)
     return request

@@ -205,7 +205,7 @@ class Server:
         self._health.enter_graceful_shutdown()
         self._gate.drain()
         self._server.stop(self._config.drain_s).wait()
-        self._interceptor.slow_readers.close()
+        self._interceptor.close()
         if self._encoder is not None:
             self._encoder.close()
         if self._endpoint is not None:

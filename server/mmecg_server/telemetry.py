@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import grpc
+from google.protobuf.message import Message
 
 from mmecg_server.call import Stage
 from mmecg_server.metrics import REFUSALS, Metrics
@@ -32,6 +33,12 @@ class Watch:
         ``/mmecg.v1.SearchService/Search``.
     context : grpc.ServicerContext
     streaming : bool
+
+    Attributes
+    ----------
+    request_id : str
+    request : Message, optional
+        Of a unary call, once it has come.
     """
 
     def __init__(
@@ -39,6 +46,7 @@ class Watch:
     ) -> None:
         metadata = {str(key): str(value) for key, value in context.invocation_metadata() or ()}
         self.request_id = choose_request_id(metadata)
+        self.request: Message | None = None
         self._method = method.removeprefix("/mmecg.v1.")
         self._metrics = metrics
         self._streaming = streaming
@@ -54,10 +62,12 @@ class Watch:
         if self._span is not None:
             self._span.add_stage(name, started, ended)
 
-    def count_request(self, size: int) -> None:
-        """Count a message that came."""
-        self._received += size
-        self._items += self._streaming
+    def take(self, request: Message) -> None:
+        """Count a message that came; that of a unary call is kept."""
+        self._received += request.ByteSize()
+        if self._streaming:
+            self._items += len(getattr(request, "items", ())) or 1  # a message may hold several
+        self.request = None if self._streaming else request
 
     def count_answer(self, size: int) -> None:
         """Count a message that is sent."""
