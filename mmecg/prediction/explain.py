@@ -20,7 +20,7 @@ References
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -88,7 +88,7 @@ def explain(
     if method == "occlusion":
         maps = _occlusion(tower, signal, torch.from_numpy(ecg.lead_mask.copy()), columns, rate)
     else:
-        maps = [_integrated_gradients(tower, signal, column) for column in columns]
+        maps = [integrated_gradients(tower, signal, column) for column in columns]
     return [
         Saliency(one.label, method, values, rate, float(recorded[column]), float(baseline[column]))
         for one, column, values in zip(asked, columns, maps, strict=True)
@@ -115,12 +115,21 @@ class _Tower:
         return torch.cat([self(part).cpu() for part in torch.split(signals, _BATCH)])
 
 
-def _integrated_gradients(tower: _Tower, signal: Tensor, column: int) -> NDArray[np.float32]:
-    """Return the attributions along the path from a flat line, by the midpoint rule: shape (leads, samples)."""
+def integrated_gradients(logits: Callable[[Tensor], Tensor], signal: Tensor, column: int) -> NDArray[np.float32]:
+    """Return the attributions along the path from a flat line, by the midpoint rule: float32, shape (leads, samples).
+
+    Parameters
+    ----------
+    logits : callable
+        From float32, shape (batch, leads, samples), to log-odds: float32, shape (batch, labels), with gradients.
+    signal : float32, shape (leads, samples), mV
+    column : int
+        The label that is explained.
+    """
     total = torch.zeros_like(signal)
     for share in torch.split((torch.arange(PATH_STEPS) + 0.5) / PATH_STEPS, _BATCH):
         inputs = (share[:, None, None] * signal).requires_grad_(True)  # (steps, leads, samples)
-        (gradient,) = torch.autograd.grad(tower(inputs)[:, column].sum(), inputs)
+        (gradient,) = torch.autograd.grad(logits(inputs)[:, column].sum(), inputs)
         total += gradient.sum(0)
     values: NDArray[np.float32] = (total / PATH_STEPS * signal).numpy()
     return values
