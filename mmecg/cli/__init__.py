@@ -36,6 +36,8 @@ COMMANDS = (
     "evaluate-prediction",
     "encoders",
     "import-encoder",
+    "align",
+    "probe",
     "pretrain",
     "review-labels",
     "info",
