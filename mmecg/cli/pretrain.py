@@ -98,9 +98,9 @@ def parse_folds(text: str) -> tuple[int, ...]:
     """
     folds: set[int] = set()
     for part in text.split(","):
-        first, _, last = part.partition("-")
+        first, dash, last = part.partition("-")
         try:
-            folds |= set(range(int(first), int(last or first) + 1))
+            folds |= set(range(int(first), int(last if dash else first) + 1))
         except ValueError:
             raise InvalidInputError(f"--folds is {text!r}, expected numbers and ranges such as 1-5,7") from None
     return tuple(sorted(folds))

@@ -117,8 +117,8 @@ class PretrainingConfig:
         Fold on which progress is measured; never one of ``folds``.
     include_test_folds : bool
         Allow folds 9 and 10 among them.
-    source_rate_hz : {100, 500}, optional
-        Which copy of PTB-XL to read; default 100 for a network at up to 100 Hz, else 500.
+    source_rate_hz : {0, 100, 500}
+        Which copy of PTB-XL to read; 0 is 100 for a network at up to 100 Hz, else 500.
     epochs, batch_size, learning_rate, weight_decay, warmup_fraction, average_decay, seed
         AdamW with a one-cycle schedule. ``batch_size`` is of segment pairs, over all processes. With
         ``average_decay`` above 0, an exponential average of the weights is what is kept.
@@ -139,7 +139,7 @@ class PretrainingConfig:
     folds: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7)
     choose_fold: int = 8
     include_test_folds: bool = False
-    source_rate_hz: Literal[100, 500] | None = None
+    source_rate_hz: Literal[0, 100, 500] = 0
     epochs: int = 20
     batch_size: int = 128
     learning_rate: float = 1e-3

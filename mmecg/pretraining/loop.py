@@ -243,9 +243,7 @@ class _Watch:
         run, config = self.run, self.run.config
         found = pretext_measures(run.objective, self.judge, run.average.device)
         if config.probe_every and (epoch % config.probe_every == 0 or epoch == config.epochs):
-            found[PROBE] = probe_auroc(
-                run.average, self.train, self.held_out, records=config.probe_records, seed=config.seed
-            )
+            found |= probe_auroc(run.average, self.train, self.held_out, records=config.probe_records, seed=config.seed)
         record = {"epoch": epoch, **losses, **found}
         append_log(self.out, record, config.epochs, quiet=self.quiet, terms=TERMS, quality=QUALITY)
         return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -32,8 +34,12 @@ def pretext_measures(objective: Objective, sampler: PairSampler, device: torch.d
     return {f"val_{name}": float(np.mean(found[name])) for name in (*TERMS, *MEASURES) if name in found}
 
 
-def probe_auroc(backbone: Backbone, train: Recordings, held_out: Recordings, *, records: int, seed: int) -> float:
+def probe_auroc(
+    backbone: Backbone, train: Recordings, held_out: Recordings, *, records: int, seed: int
+) -> dict[str, float]:
     """Return the superclass macro-AUROC of a linear probe on frozen features; labels are read for this alone.
+
+    Empty if no superclass is both there and missing in ``held_out``.
 
     Parameters
     ----------
@@ -50,7 +56,8 @@ def probe_auroc(backbone: Backbone, train: Recordings, held_out: Recordings, *, 
     subjects = [train.subject_ids[row] for row in rows]
     probe = fit_probe(features_of(backbone, train, rows), train.superclass[rows], subjects, seed=seed)
     scores = probe.scores(features_of(backbone, held_out, tested))
-    return macro(auroc(held_out.superclass[tested], scores), held_out.superclass[tested], min_positives=1)[0]
+    score, _ = macro(auroc(held_out.superclass[tested], scores), held_out.superclass[tested], min_positives=1)
+    return {PROBE: score} if math.isfinite(score) else {}
 
 
 def features_of(backbone: Backbone, data: Recordings, rows: NDArray[np.int64]) -> NDArray[np.float32]:
