@@ -26,12 +26,25 @@ DOCUMENT_VERSION = 2
 """Of what :func:`encode_study` writes; a document without a number is of version 1, which has no ``count planes``."""
 
 
-def content_hash(study: Study, secret: bytes) -> bytes:
-    """Return a keyed hash (16 bytes) over all that a study says but its id; how it is encoded has no part in it."""
-    content = {"subject_id": study.subject_id} | _describe(study)
+_CANONICAL = json.JSONEncoder(sort_keys=True)
+_COMPACT = json.JSONEncoder(separators=(",", ":"))
+
+
+def content_hash(study: Study, secret: bytes, described: dict[str, Any] | None = None) -> bytes:
+    """Return a keyed hash (16 bytes) over all that a study says but its id; how it is encoded has no part in it.
+
+    Parameters
+    ----------
+    study : Study
+    secret : bytes
+        The key.
+    described : dict, optional
+        What :func:`describe` says of the study.
+    """
+    content = {"subject_id": study.subject_id} | (described or describe(study))
     if study.ecg is not None:
         content |= {"rate": study.ecg.sampling_rate_hz, "leads": study.ecg.lead_mask.tolist()}
-    digest = hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), key=secret, digest_size=16)
+    digest = hashlib.blake2b(_CANONICAL.encode(content).encode(), key=secret, digest_size=16)
     if study.ecg is not None:
         digest.update(np.ascontiguousarray(study.ecg.signal, "<f4").tobytes())
     return digest.digest()
@@ -45,13 +58,13 @@ def encode_study(study: Study) -> tuple[str, bytes | None]:
 
 def encode_document(content: dict[str, Any]) -> str:
     """Return the document of what :func:`describe_study` says."""
-    return json.dumps(content, separators=(",", ":"))
+    return _COMPACT.encode(content)
 
 
-def describe_study(study: Study) -> tuple[dict[str, Any], bytes | None]:
-    """Return what stands in the document, and the signal's bytes."""
+def describe_study(study: Study, described: dict[str, Any] | None = None) -> tuple[dict[str, Any], bytes | None]:
+    """Return what stands in the document, and the signal's bytes; see :func:`content_hash`."""
     signal = None
-    document = {"version": DOCUMENT_VERSION} | _describe(study) | {"quality": []}
+    document = {"version": DOCUMENT_VERSION} | (described or describe(study)) | {"quality": []}
     if study.ecg is not None:
         encoding, signal = encode_signal(study.ecg.signal)
         document["ecg"] = encoding | {
@@ -190,7 +203,7 @@ def decode_vector(row: int, modality: str, fingerprint: str, data: bytes, crc: i
     return np.frombuffer(data, "<f4").astype(np.float32)
 
 
-def _describe(study: Study) -> dict[str, Any]:
+def describe(study: Study) -> dict[str, Any]:
     """Return what a study says beside its ids and its signal."""
     return {
         "acquired_at": _render_time(study.acquired_at),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 import time
+from collections.abc import Iterable, Mapping
+from itertools import chain
 
 from mmecg.errors import AlreadyExistsError, QueryError
 from mmecg.search import WriteRequest
@@ -14,7 +16,15 @@ MAX_AGE_S = 7 * 24 * 3600.0
 MAX_REQUESTS = 1_000_000
 _TRIM_EVERY = 1000
 _MAX_ID_CHARS = 128
+_MAX_KEYS = 250
+"""Of one statement, each of two values; SQLite takes no more than 999 everywhere."""
 _BLANK = b""
+
+Key = tuple[str, bytes]
+"""Principal, and keyed hash of the request id."""
+
+Answer = tuple[bytes, int]
+"""Digest of what was asked for, and sequence number."""
 
 
 class Answered:
@@ -40,11 +50,15 @@ class Answered:
                 f"request_id has {len(request.request_id)} characters, expected 1 to {_MAX_ID_CHARS}",
                 field="request_id",
             )
-        self._key = (request.principal, digest(secret, "request", request.request_id))
+        self.key: Key = (request.principal, digest(secret, "request", request.request_id))
         self._asked = hashlib.blake2b(asked, key=secret, digest_size=16).digest()
 
     def find(self, connection: sqlite3.Connection) -> int | None:
-        """Return the sequence number that the request was answered with; None if it was not.
+        """Return the sequence number that the request was answered with; None if it was not. See :meth:`check`."""
+        return self.check(read_answers(connection, [self]).get(self.key))
+
+    def check(self, stored: Answer | None) -> int | None:
+        """Return the sequence number of what :func:`read_answers` found.
 
         An erasure blanks what was asked for in every write that stored the subject, also for others in the same write;
         then the request id alone counts.
@@ -54,20 +68,41 @@ class Answered:
         AlreadyExistsError
             This request id stands for something else.
         """
-        query = "SELECT digest, sequence FROM requests WHERE principal = ? AND request = ?"
-        stored = connection.execute(query, self._key).fetchone()
         if stored is None:
             return None
         if stored[0] not in (self._asked, _BLANK):
             raise AlreadyExistsError(
                 "request_id was used for another request, expected a new one for each; send it with a new request_id"
             )
-        return int(stored[1])
+        return stored[1]
 
-    def remember(self, connection: sqlite3.Connection, sequence: int) -> None:
-        """Store the answer, in the transaction of the write."""
-        values = (*self._key, self._asked, sequence, time.time())
-        connection.execute("INSERT INTO requests VALUES (?, ?, ?, ?, ?)", values)
+    def answer(self, sequence: int) -> Answer:
+        """Return what is stored of it."""
+        return self._asked, sequence
+
+
+def read_answers(connection: sqlite3.Connection, requests: Iterable[Answered]) -> dict[Key, Answer]:
+    """Return what is stored of requests, of those that were answered."""
+    keys = [request.key for request in requests]
+    found: dict[Key, Answer] = {}
+    for start in range(0, len(keys), _MAX_KEYS):
+        chunk = keys[start : start + _MAX_KEYS]
+        # A join, because SQLite reads the whole table for (principal, request) IN (VALUES …).
+        query = (
+            "SELECT principal, request, digest, sequence FROM "  # noqa: S608
+            f"(VALUES {','.join(['(?, ?)'] * len(chunk))}) AS asked "
+            "CROSS JOIN requests ON principal = asked.column1 AND request = asked.column2"
+        )
+        for principal, name, asked, sequence in connection.execute(query, list(chain.from_iterable(chunk))):
+            found[principal, name] = (asked, int(sequence))
+    return found
+
+
+def remember(connection: sqlite3.Connection, answers: Mapping[Key, Answer]) -> None:
+    """Store answers, in the transaction of the write."""
+    now = time.time()
+    rows = [(*key, *answer, now) for key, answer in answers.items()]
+    connection.executemany("INSERT INTO requests VALUES (?, ?, ?, ?, ?)", rows)
 
 
 def trim_now_and_then(connection: sqlite3.Connection, sequence: int) -> None:

@@ -121,6 +121,29 @@ def test_of_a_batch_only_what_changed_is_written(corpus: Corpus) -> None:
     assert [each.site for each in corpus.get([make_study(4).study_id, make_study(5).study_id])] == ["west", "east"]
 
 
+def test_a_study_that_comes_three_times_in_one_write_is_stored_as_the_last(corpus: Corpus) -> None:
+    other = replace(make_study(40), site="elsewhere")
+    studies = [make_study(40), other, make_study(41), other]
+    vectors = [make_embedding(1), make_embedding(2), make_embedding(3), make_embedding(2)]
+    named = [WriteRequest(request_id=name) for name in "abcb"]
+    numbers = corpus.store(studies, vectors, requests=named)
+    assert len(set(numbers)) == 1
+    assert [each.site for each in corpus.get(["study-40"])] == ["elsewhere"]
+    (stored,) = corpus.embeddings(corpus.rows(["study-40"]))
+    assert {name: vector.tolist() for name, vector in stored.items()} == {
+        name: vector.tolist() for name, vector in make_embedding(2).items()
+    }
+    before = corpus.sequence
+    assert corpus.store(studies[2:], vectors[2:]) == numbers[2:]  # found there just so
+    assert corpus.sequence == before
+    assert corpus.store(studies[:1], vectors[:1], requests=named[:1]) == numbers[:1]
+    with pytest.raises(AlreadyExistsError):
+        corpus.store([make_study(42), make_study(43)], vectors[:2], requests=[named[0], None])
+    with pytest.raises(AlreadyExistsError):
+        corpus.store([make_study(42), make_study(43)], vectors[:2], requests=[WriteRequest(request_id="x")] * 2)
+    assert corpus.sequence == before
+
+
 def test_a_recipe_stands_for_the_embeddings(corpus: Corpus) -> None:
     study, name = make_study(0), make_study(0).study_id
     assert corpus.unchanged([study], ["earlier notes"]) == [False]  # nobody said how they were made
