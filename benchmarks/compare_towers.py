@@ -32,7 +32,7 @@ from mmecg.modeling.ecg_encoder import EcgEncoder
 from mmecg.modeling.text_encoder import TextEncoder
 from mmecg.training.config import TrainingConfig
 from mmecg.training.data import BatchSampler, TrainingData, load_training_data
-from mmecg.training.loop import _new_text_tower, _Run
+from mmecg.training.loop import TrainingRun, _new_text_tower
 from mmecg.training.objective import Objective
 from mmecg.training.validation import zero_shot_auroc
 
@@ -220,7 +220,7 @@ def measure(name: str, data: TrainingData, config: TrainingConfig, folder: Path)
     prevalence = torch.from_numpy(data.labels.mean(0).astype(np.float32))
     objective = Objective(model, config, label_prevalence=prevalence, words=data.words.shape[1])
     sampler = BatchSampler(data, config, text.tokenize)
-    run = _Run(objective, config, steps=sampler.steps * config.epochs)
+    run = TrainingRun(objective, config, steps=sampler.steps * config.epochs)
     started = time.perf_counter()
     for epoch in range(config.epochs):
         torch.manual_seed(epoch)

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from mmecg.encoders.registry import SeenData
     from mmecg.modeling.aligned_encoder import AlignedEncoder, AlignedEncoderConfig
     from mmecg.modeling.dual_encoder import DualEncoder, DualEncoderConfig
+    from mmecg.modeling.joint_encoder import JointEncoder
     from mmecg.modeling.text_encoder import TextEncoder
     from mmecg.training.config import TrainingConfig
 
@@ -195,15 +196,13 @@ def read_fingerprint(path: str | Path | None = None) -> str:
     return str(_check_files(root)["fingerprint"])
 
 
-def save_bundle(
-    path: Path, model: DualEncoder | AlignedEncoder, config: BundleConfig, *, card: str | None = None
-) -> str:
+def save_bundle(path: Path, model: JointEncoder, config: BundleConfig, *, card: str | None = None) -> str:
     """Write a bundle aside and rename it into place; return its fingerprint. An older bundle at ``path`` is replaced.
 
     Parameters
     ----------
     path : Path
-    model : DualEncoder or AlignedEncoder
+    model : JointEncoder
     config : BundleConfig
     card : str, optional
         Model card; default one without figures.

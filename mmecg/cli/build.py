@@ -23,6 +23,8 @@ examples:
   mmecg build --data studies.parquet --out corpus/     a table of studies
   mmecg build --data ecgs.npz --out corpus/            NumPy recordings; ids are study_id, or the file's name and row
   mmecg build --data records/ --out corpus/ --append   more WFDB records into the same corpus
+  mmecg build --encoder encoders/ecg-fm/ --data ptb-xl/ --sampling-rate-hz 500 --out corpus/
+                                                       with an imported encoder; give it as --bundle to search and serve
 """
 
 
@@ -45,7 +47,14 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, metavar="CORPUS", help="folder to write; must be new")
     parser.add_argument("--append", action="store_true", help="add to the corpus that is there; replaces equal ids")
-    parser.add_argument("--bundle", type=Path, help="model bundle; default the one that ships with mmecg")
+    parser.add_argument(
+        "--bundle",
+        "--encoder",
+        type=Path,
+        metavar="BUNDLE",
+        help="model bundle; default the one that ships with mmecg. Or a directory of import-encoder, which embeds ECGs "
+        "only, unless mmecg align made a bundle of it",
+    )
     parser.add_argument(
         "--sampling-rate-hz",
         type=float,

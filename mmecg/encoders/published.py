@@ -110,6 +110,10 @@ class PublishedEncoder:
         self.precision = precision
         self._dtype = resolve_dtype(precision, self.device)
 
+    def __deepcopy__(self, memo: object) -> PublishedEncoder:
+        """Return itself: nothing about it changes, so copies of a model that holds it may share it."""
+        return self
+
     @property
     def labels(self) -> tuple[NeuronLabel, ...]:
         """What the columns of :meth:`logits` stand for."""

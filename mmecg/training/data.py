@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -78,21 +78,47 @@ def load_training_data(folder: Path, config: TrainingConfig, *, quiet: bool = Fa
     InvalidInputError
         The folder has no record of these folds.
     """
-    table = read_ptb_xl_table(folder).filter(pl.col("strat_fold").is_in(list(config.folds)))
+    read = read_ptb_xl_signals(folder, training_table(folder, config.folds), quiet=quiet)
+    data = training_data(folder, read.table, read.signals)
+    return replace(data, words=_words(data.reports))
+
+
+def training_table(folder: Path, folds: Sequence[int]) -> pl.DataFrame:
+    """Return the records of some folds.
+
+    Raises
+    ------
+    InvalidInputError
+        The folder has no record of these folds.
+    """
+    table = read_ptb_xl_table(folder).filter(pl.col("strat_fold").is_in(list(folds)))
     if table.is_empty():
-        raise InvalidInputError(f"folder has no record of folds {config.folds}; give a PTB-XL folder", field="data")
-    read = read_ptb_xl_signals(folder, table, quiet=quiet)
-    table, statements = read.table, read_scp_statements(folder)
+        raise InvalidInputError(f"folder has no record of folds {folds}; give a PTB-XL folder", field="data")
+    return table
+
+
+def training_data(folder: Path, table: pl.DataFrame, signals: NDArray[np.int16]) -> TrainingData:
+    """Return what training needs of records, beside their signals; without words to predict.
+
+    Parameters
+    ----------
+    folder : Path
+        PTB-XL folder.
+    table : polars.DataFrame
+        Its records, as :func:`mmecg.datasets.ptb_xl.read_ptb_xl_table` returns them.
+    signals : int16, shape (studies, leads=12, samples), µV
+    """
+    statements = read_scp_statements(folder)
     reports = table["report_text"].to_list()
     return TrainingData(
-        signals=read.signals,
+        signals=signals,
         reports=reports,
         report_group=_groups(reports),
         labels=np.concatenate(
             [label_matrix(table, statements["label"].to_list()), superclass_matrix(table, statements)], axis=1
         ),
         label_prompts=training_prompts(load_prompts(), statements),
-        words=_words(reports),
+        words=np.zeros((len(reports), 0), np.bool_),
         vitals=vitals_matrix([study_of_row(row).vitals for row in table.iter_rows(named=True)]),
     )
 
@@ -179,17 +205,15 @@ class BatchSampler:
             yield self._batch(order[step * size : (step + 1) * size][self._rank :: self._world], rng, prompt_rng)
 
     def _batch(self, rows: NDArray[np.int64], rng: np.random.Generator, prompt_rng: np.random.Generator) -> Batch:
-        data, config = self.data, self.config
-        rate = config.model.ecg.sampling_rate_hz
-        crops = augment(random_crops(data.signals, rows, round(config.crop_s * rate), rng), rate, rng)
-        masks = random_lead_masks(len(rows), config.lead_mask_probability, rng)
+        data = self.data
+        signal = self._signal(rows, rng)
         extra_tokens, extra_log_count = self._extra_reports(rows, rng)
         prompts = [self._prompt(row, prompt_rng) for row in rows]
         claimed = np.zeros((len(rows), data.labels.shape[1]), np.float32)
         for index, (labels, _) in enumerate(prompts):
             claimed[index, labels] = 1
         return Batch(
-            signal=torch.from_numpy(crops * masks),
+            signal=torch.from_numpy(signal),
             report_tokens=[self._report_tokens[row] for row in rows],
             report_group=torch.from_numpy(data.report_group[rows]),
             extra_tokens=extra_tokens,
@@ -200,6 +224,12 @@ class BatchSampler:
             words=torch.from_numpy(data.words[rows].astype(np.float32)),
             vitals=data.vitals[rows],
         )
+
+    def _signal(self, rows: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.float32]:
+        """Return augmented crops, some without some leads: float32, shape (batch, leads=12, samples), mV."""
+        config, rate = self.config, self.config.model.ecg.sampling_rate_hz
+        crops = augment(random_crops(self.data.signals, rows, round(config.crop_s * rate), rng), rate, rng)
+        return crops * random_lead_masks(len(rows), config.lead_mask_probability, rng)
 
     def _extra_reports(self, rows: NDArray[np.int64], rng: np.random.Generator) -> tuple[list[list[int]], Tensor]:
         """Draw reports of random studies; identical ones once, with the logarithm of their number."""

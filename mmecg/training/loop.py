@@ -8,7 +8,7 @@ import json
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -65,7 +65,7 @@ def train(config: TrainingConfig, data: Path, out: Path, *, quiet: bool = False)
     prevalence = torch.from_numpy(loaded.labels.mean(0).astype(np.float32))
     objective = Objective(model, config, label_prevalence=prevalence, words=loaded.words.shape[1]).to(device)
     sampler = BatchSampler(loaded, config, model.text.tokenize, rank=rank, world_size=world)
-    run = _Run(objective, config, steps=sampler.steps * config.epochs)
+    run = TrainingRun(objective, config, steps=sampler.steps * config.epochs)
     first = run.resume(out)
     if rank == 0:
         trim_log(out, first)
@@ -77,7 +77,7 @@ def train(config: TrainingConfig, data: Path, out: Path, *, quiet: bool = False)
             continue
         record: dict[str, Any] = {"epoch": epoch + 1, "seconds": time.perf_counter() - started, **losses}
         if config.choose_fold is not None and ((epoch + 1) % 5 == 0 or epoch + 1 == config.epochs):
-            record |= zero_shot_auroc(run.average, data, config.choose_fold)
+            record |= zero_shot_auroc(cast("DualEncoder", run.average), data, config.choose_fold)
         append_log(out, record, config.epochs, quiet=quiet)
         run.save(out, epoch + 1)
     if rank == 0:
@@ -88,7 +88,7 @@ def train(config: TrainingConfig, data: Path, out: Path, *, quiet: bool = False)
     return out / "bundle"
 
 
-class _Run:
+class TrainingRun:
     """Weights, their average, the optimizer and the schedule."""
 
     def __init__(self, objective: Objective, config: TrainingConfig, *, steps: int) -> None:

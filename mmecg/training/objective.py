@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mmecg.embedding import EMBEDDING_DIM
-from mmecg.modeling.dual_encoder import DualEncoder
+from mmecg.modeling.joint_encoder import JointEncoder
 from mmecg.modeling.loss import contrastive_loss
 from mmecg.training.config import TrainingConfig
 from mmecg.training.data import Batch
@@ -40,24 +40,26 @@ class Objective(nn.Module):
 
     Parameters
     ----------
-    model : DualEncoder
+    model : JointEncoder
     config : TrainingConfig
     label_prevalence : float32, shape (labels,)
         Share of training studies that list each label.
     words : int
-        Number of words to predict.
+        Number of words to predict; 0 leaves the term out.
     """
 
-    def __init__(self, model: DualEncoder, config: TrainingConfig, *, label_prevalence: Tensor, words: int) -> None:
+    def __init__(self, model: JointEncoder, config: TrainingConfig, *, label_prevalence: Tensor, words: int) -> None:
         super().__init__()
         self.model = model
         self.config = config
         self.weights = asdict(config.effective_weights())
-        features = config.model.ecg.features
+        features = model.projection.linear.in_features
         self.statement_head = nn.Sequential(
             nn.Dropout(config.model.dropout), nn.Linear(features, len(label_prevalence))
         )
-        self.word_head = nn.Sequential(nn.Dropout(config.model.dropout), nn.Linear(features, words))
+        self.word_head = (
+            nn.Sequential(nn.Dropout(config.model.dropout), nn.Linear(features, words)) if words else None
+        )
         self.prompt_logit_scale = nn.Parameter(model.logit_scale.detach().clone())
         self.neighbours = NeighbourLoss(label_prevalence)
 
@@ -71,8 +73,9 @@ class Objective(nn.Module):
         terms = {
             "reports": self._reports(ecg, batch),
             "spread": _redundancy(ecg),
-            "words": _WORDS_SCALE * _summed_bce(self.word_head(features), batch.words),
         }
+        if self.word_head is not None:
+            terms["words"] = _WORDS_SCALE * _summed_bce(self.word_head(features), batch.words)
         vitals = gather(model.vitals(batch.vitals))
         fused = functional.normalize(ecg + self.config.vitals_weight * vitals, dim=-1)
         if self.config.supervision == "labels":

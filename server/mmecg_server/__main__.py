@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -36,7 +36,7 @@ from mmecg.config import Precision, effective_config, load_config
 from mmecg.datasets.parquet import read_studies
 from mmecg.ecg import Ecg
 from mmecg.embedding import Encoder
-from mmecg.errors import ConfigError, MmecgError
+from mmecg.errors import ConfigError, MmecgError, NotAlignedError
 from mmecg.labels.report_miner import ReportMiner
 from mmecg.report import Report
 from mmecg.retriever import Query, Retriever
@@ -233,7 +233,9 @@ def warm_up(retriever: Retriever, predictor: Predictor | None = None) -> None:
     """Encode, search and predict once, so that the first caller does not pay for what libraries set up lazily."""
     wave = np.sin(np.arange(5000) / 50)[None].repeat(12, axis=0)
     ecg, moment = Ecg.from_array(wave, sampling_rate_hz=500), datetime(2000, 1, 1)
-    retriever.search([Query(ecg=ecg, text="sinus rhythm")], 1)
+    retriever.search([Query(ecg=ecg)], 1)
+    with suppress(NotAlignedError):
+        retriever.search([Query(text="sinus rhythm")], 1)
     if predictor is not None:
         name, report = "warm-up", Report.from_text("Sinus rhythm.")
         before = Study(study_id=name, subject_id=name, acquired_at=moment - timedelta(days=1), ecg=ecg, report=report)

@@ -15,7 +15,7 @@ from mmecg.modeling.text_encoder import TextEncoder, build_text_encoder, build_v
 from mmecg.training.augment import augment, random_crops, random_lead_masks
 from mmecg.training.config import TrainingConfig, load_training_config
 from mmecg.training.data import BatchSampler, TrainingData, training_prompts
-from mmecg.training.loop import _Run
+from mmecg.training.loop import TrainingRun
 from mmecg.training.objective import NeighbourLoss, Objective
 from mmecg.training.progress import one_cycle
 
@@ -46,22 +46,22 @@ def data() -> TrainingData:
     )
 
 
-def new_run(data: TrainingData, config: TrainingConfig = CONFIG) -> tuple[_Run, BatchSampler]:
+def new_run(data: TrainingData, config: TrainingConfig = CONFIG) -> tuple[TrainingRun, BatchSampler]:
     torch.manual_seed(config.seed)
     vocabulary = build_vocabulary(data.texts(), ["a", "b"])
     text = TextEncoder(build_text_encoder(vocabulary, width=config.text_width, hidden=config.text_hidden))
     prevalence = torch.from_numpy(data.labels.mean(0).astype(np.float32))
     objective = Objective(DualEncoder(config.model, text), config, label_prevalence=prevalence, words=10)
     sampler = BatchSampler(data, config, text.tokenize)
-    return _Run(objective, config, steps=sampler.steps * config.epochs), sampler
+    return TrainingRun(objective, config, steps=sampler.steps * config.epochs), sampler
 
 
-def run_epoch(run: _Run, sampler: BatchSampler, epoch: int) -> dict[str, float]:
+def run_epoch(run: TrainingRun, sampler: BatchSampler, epoch: int) -> dict[str, float]:
     torch.manual_seed(epoch)
     return run.epoch(sampler, epoch, torch.device("cpu"))
 
 
-def weights(run: _Run) -> dict[str, torch.Tensor]:
+def weights(run: TrainingRun) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in run.average.state_dict().items()}
 
 
