@@ -26,6 +26,9 @@ from mmecg_server.server import Server
 if TYPE_CHECKING:
     from mmecg.prediction.predictor import Predictor
 
+AGAIN_S = 1.0
+"""Pause before a bundle that the corpus was switched to, and the server could not take, is tried again."""
+
 
 class Work(Protocol):
     """Embeddings of another bundle that are being made.
@@ -97,7 +100,7 @@ class Models:
         self._work: Work | None = None
         self._wanted = bundle.fingerprint
         self._error = ""
-        self._closed = False
+        self._closed = threading.Event()
         self._seen = _fingerprint_or_none(path)
 
     @property
@@ -123,15 +126,16 @@ class Models:
         fingerprint = read_fingerprint(path)
         with self._lock:
             running = self._thread is not None and self._thread.is_alive()
-            if running and fingerprint == self._wanted:
+            serves = fingerprint == self._bundle.fingerprint
+            if running and fingerprint == self._wanted and not serves:
                 return fingerprint
-            if running:
+            if running and fingerprint != self._wanted:
                 raise AlreadyExistsError(
                     f"the corpus is being given the embeddings of bundle {self._wanted[:12]}; wait until that is done"
                 )
-            if fingerprint == self._bundle.fingerprint:
+            if serves:
                 self._refresh(path)
-            elif not self._closed:
+            elif not self._closed.is_set():
                 self._wanted, self._work, self._error = fingerprint, None, ""
                 self._thread = threading.Thread(target=self._run, args=(path,), name="reindex", daemon=True)
                 self._thread.start()
@@ -144,7 +148,7 @@ class Models:
     def close(self) -> None:
         """End what goes on; it goes on at the next start."""
         with self._lock:
-            self._closed = True
+            self._closed.set()
             if self._work is not None:
                 self._work.cancel()
         if self._thread is not None:
@@ -174,18 +178,20 @@ class Models:
 
     def _run(self, path: Path) -> None:
         log("reindexing", fingerprint=self._wanted)
+        switch: _Switch | None = None
         try:
             bundle = self._load(path)
             view = self._engine.in_space(bundle.fingerprint)
             retriever, predictor = Retriever(bundle.encoder, view), self._open_predictor(bundle, view)
 
-            def switched() -> None:
+            def take() -> None:
                 self._server.take(retriever, predictor)
                 self._bundle = bundle
 
+            switch = _Switch(take)
             with self._lock:
-                self._work = work = self._engine.reembed(bundle.encoder, switched)
-                if self._closed:
+                self._work = work = self._engine.reembed(bundle.encoder, switch.make)
+                if self._closed.is_set():
                     work.cancel()
             work.run()
         except MmecgError as error:
@@ -196,6 +202,26 @@ class Models:
             log("reindex_ended", level=logging.ERROR, reason=type(error).__name__)
         else:
             log("reindexed", fingerprint=bundle.fingerprint, pause_ms=round(1000 * (work.pause_s or 0), 1))
+        while switch is not None and switch.is_due and not self._closed.wait(AGAIN_S):
+            switch.make()
+
+
+class _Switch:
+    """Lets the server take a bundle once the corpus is of it: there is no way back, so it is tried until it is done."""
+
+    def __init__(self, take: Callable[[], None]) -> None:
+        self._take = take
+        self.is_due = False
+
+    def make(self) -> None:
+        """Try it; what fails is logged."""
+        self.is_due = True
+        try:
+            self._take()
+        except Exception as error:
+            log("switch_failed", level=logging.ERROR, type=type(error).__name__)
+        else:
+            self.is_due = False
 
 
 def find_bundle(config: ServerConfig, fingerprint: str) -> Path | None:

@@ -5,18 +5,23 @@ import logging
 import re
 import sqlite3
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
 import pytest
+from google.protobuf.message import Message
+from google.rpc import status_pb2
 from mmecg_index.corpus import Corpus
 from mmecg_pb.v1 import corpus_service_pb2_grpc, embedding_service_pb2_grpc, search_service_pb2_grpc
-from mmecg_server.config import LimitsConfig, ServerConfig
+from mmecg_server.config import LimitsConfig, ServerConfig, TracingConfig
+from mmecg_server.interceptors import CallInterceptor
 from mmecg_server.logs import OWN, JsonFormatter
 from mmecg_server.server import Server
+from mmecg_server.tracing import Tracing, export_to, open_tracing
 from prometheus_client import generate_latest
 
 from mmecg.client import ChannelOptions, Client, RetryPolicy
@@ -85,7 +90,11 @@ def build_study(number: int) -> Study:
         report=Report.from_text(f"{words[number % 4]}, case {number}."),
         notes=(ClinicalNote("chest pain", "triage", acquired_at - timedelta(hours=1)),),
         vitals=Vitals(
-            age_years=40 + number % 60, sex="female" if number % 2 else "male", heart_rate_bpm=60 + number % 60
+            age_years=40 + number % 60,
+            sex="female" if number % 2 else "male",
+            heart_rate_bpm=60 + number % 60,
+            weight_kg=73.58217,
+            systolic_bp_mmhg=131.71943,
         ),
         labels={"NORM" if number % 4 == 0 else "MI": 100.0},
         site="site-a",
@@ -158,14 +167,19 @@ def filled(client: Client) -> Client:
     return client
 
 
-PRIVATE = re.compile(r"(study|subject)-\d|chest pain|, case \d")
-"""Canaries: what every study of :func:`build_study` has in its ids, notes and report, and no output may show."""
+PRIVATE = re.compile(r"(?:study|subject)-\d|chest pain|, case \d|(?<!\d)(?:73\.582|131\.719)")
+"""Canaries: what all studies of :func:`build_study` have in ids, notes, report and vitals, and no output may show."""
 
 
 @pytest.fixture(autouse=True)
-def nothing_private_leaks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """After every test of this folder: no canary in a log line, in the metrics of a server, or in an audit trail."""
+def nothing_private_leaks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """After every test of this folder: no canary in any output of a server.
+
+    That is: log lines, metrics, spans, the audit trail, and what callers are told of errors, unless they sent it. What
+    was found so far, but for lines and spans, is the fixture's value.
+    """
     outputs: list[str] = []
+    exporters = trace_every_server(monkeypatch)
     stop, close = Server.stop, Corpus.close
 
     def scrape_and_stop(server: Server) -> None:
@@ -180,9 +194,93 @@ def nothing_private_leaks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     monkeypatch.setattr(Server, "stop", scrape_and_stop)
     monkeypatch.setattr(Corpus, "close", close_and_read)
+    monkeypatch.setattr(CallInterceptor, "intercept_service", telling_errors(outputs))
     with keeping_log_lines() as lines:
-        yield
-    assert [text for text in (*lines, *outputs) if PRIVATE.search(text)] == []
+        yield outputs
+    spans = [span.to_json() for exporter in exporters for span in exporter.get_finished_spans()]
+    assert [text for text in (*lines, *outputs, *spans) if PRIVATE.search(text)] == []
+
+
+def trace_every_server(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Let servers that send traces nowhere send them to exporters that keep them; return these."""
+    try:
+        from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+    except ModuleNotFoundError:
+        return []
+    exporters = []
+
+    def opened(config: TracingConfig) -> Tracing:
+        if (found := open_tracing(config)) is None:
+            exporters.append(InMemorySpanExporter())
+            found = export_to(exporters[-1])
+        return found
+
+    monkeypatch.setattr("mmecg_server.server.open_tracing", opened)
+    return exporters
+
+
+def telling_errors(outputs: list[str]) -> Callable[..., Any]:
+    """Return an ``intercept_service`` that reports canaries which a status holds, and the call's requests do not."""
+    intercept = CallInterceptor.intercept_service
+
+    def tell(texts: Iterable[str | bytes], sent: list[Any]) -> None:
+        decoded = [text.decode("latin-1") if isinstance(text, bytes) else text for text in texts]
+        found = {match.group() for text in decoded for match in PRIVATE.finditer(text)}
+        if found:
+            outputs.extend(f"told a caller: {canary}" for canary in found if canary not in " ".join(map(str, sent)))
+
+    def look(answer: Message, sent: list[Any]) -> None:
+        for field, value in answer.ListFields():
+            if field.message_type is None or field.message_type.GetOptions().map_entry:
+                continue
+            for each in value if field.is_repeated else [value]:
+                if isinstance(each, status_pb2.Status):
+                    tell([each.message, each.SerializeToString()], sent)
+                else:
+                    look(each, sent)
+
+    def told(self: CallInterceptor, continuation: Any, details: Any) -> Any:
+        handler = intercept(self, continuation, details)
+        if handler is None or not details.method.startswith("/mmecg.v1."):
+            return handler
+        kind = ("unary", "stream")[handler.request_streaming] + ("_unary", "_stream")[handler.response_streaming]
+        serve = getattr(handler, kind)
+
+        @contextlib.contextmanager
+        def hearing(request: Any, context: Any) -> Iterator[tuple[Any, list[Any]]]:
+            sent: list[Any] = []
+            abort = context.abort_with_status
+
+            def tell_and_abort(status: Any) -> None:
+                tell([status.details, *(value for _, value in status.trailing_metadata)], sent)
+                abort(status)
+
+            context.abort_with_status = tell_and_abort
+            try:
+                if handler.request_streaming:
+                    yield (sent.append(each) or each for each in request), sent
+                else:
+                    sent.append(request)
+                    yield request, sent
+            finally:
+                del context.abort_with_status  # it would keep the context, and the server, alive
+
+        def unary(request: Any, context: Any) -> Any:
+            with hearing(request, context) as (heard, _):
+                return serve(heard, context)
+
+        def stream(request: Any, context: Any) -> Iterator[Any]:
+            with hearing(request, context) as (heard, sent), contextlib.closing(serve(heard, context)) as answers:
+                for answer in answers:
+                    look(answer, sent)
+                    yield answer
+
+        make = getattr(grpc, f"{kind}_rpc_method_handler")
+        answered = stream if handler.response_streaming else unary
+        answered.experimental_thread_pool = getattr(serve, "experimental_thread_pool", None)
+        return make(answered, handler.request_deserializer, handler.response_serializer)
+
+    return told
 
 
 @pytest.fixture

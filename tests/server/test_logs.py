@@ -1,6 +1,7 @@
 """What an operator can alert on: each event has a name, is in the README, and carries nothing of a request."""
 
 import ast
+import contextlib
 import json
 import logging
 import re
@@ -131,10 +132,11 @@ def test_an_erasure_that_is_not_finished_is_told(stored, encoder, log_lines, mon
             corpus.erase_subject("subject-1")
         assert corpus.gauges().unfinished_erasures == 1
     log_lines.clear()
-    with reading(stored) as view:
-        assert view.count("studies") == 2
-        with Corpus.open(stored, encoder.fingerprint) as corpus:
-            assert corpus.gauges().unfinished_erasures == 1
+    with contextlib.ExitStack() as stack:
+        with reading(stored) as view:
+            assert view.count("studies") == 2
+            corpus = stack.enter_context(Corpus.open(stored, encoder.fingerprint))
+        assert corpus.gauges().unfinished_erasures == 1
     (line,) = events_of(log_lines, "erasure_unfinished")
     assert (line["level"], line["reason"]) == ("error", "NotReadyError")
     with Corpus.open(stored, encoder.fingerprint) as corpus:

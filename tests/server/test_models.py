@@ -20,7 +20,7 @@ from mmecg_server.server import Server
 from mmecg.bundle import Bundle, write_manifest
 from mmecg.client import Client
 from mmecg.client.messages import render_ecg
-from mmecg.errors import BundleError
+from mmecg.errors import AlreadyExistsError, BundleError
 from mmecg.retriever import Retriever
 
 STUDIES = 24
@@ -232,11 +232,62 @@ def test_a_signal_reads_heads_and_bundles_again(started, bundles, log_lines, tmp
     one.config.bundle.unlink()
     one.config.bundle.symlink_to(tmp_path / "bundles" / "third")
     one.models.reload()
-    wait_for(lambda: stub.Search(request).fingerprint == bundles["third"])
     wait_for(lambda: events("reindexed"))
-    assert one.corpus.fingerprint == bundles["third"]
+    assert stub.Search(request).fingerprint == one.corpus.fingerprint == bundles["third"]
     one.models._reload()
     assert len(events("reloaded")) == 2
+
+
+def test_a_signal_while_the_last_re_embedding_still_tidies_up_is_not_lost(started, bundles, monkeypatch):
+    one = started.start(rest=0)
+    saving, free = threading.Event(), threading.Event()
+    save = Reembedding._save
+
+    def held(self, since):
+        saving.set()
+        assert free.wait(60)
+        save(self, since)
+
+    monkeypatch.setattr(Reembedding, "_save", held)
+    one.models.start(one.config.admin.bundle_dir / "new")
+    try:
+        assert saving.wait(60)  # switched: the server answers with the new bundle
+        one.config.bundle.unlink()
+        one.config.bundle.symlink_to(one.config.admin.bundle_dir / "new")
+        loaded = len(one.loaded)
+        one.models._reload()
+        assert one.loaded[loaded:] == ["heads"]
+        with pytest.raises(AlreadyExistsError):
+            one.models.start(one.config.admin.bundle_dir / "third")
+    finally:
+        free.set()
+    one.models._thread.join(60)
+    assert one.models.state.done
+
+
+def test_a_switch_that_fails_is_made_again(started, bundles, log_lines, monkeypatch):
+    monkeypatch.setattr("mmecg_server.models.AGAIN_S", 0.01)
+    one = started.start(rest=0)
+    take, failures = one.server.take, [RuntimeError("can't start new thread"), MemoryError()]
+
+    def fail_twice(*arguments):
+        if failures:
+            raise failures.pop()
+        take(*arguments)
+
+    monkeypatch.setattr(one.server, "take", fail_twice)
+    one.admin.Reindex(pb.ReindexRequest(bundle="new"))
+    one.models._thread.join(60)
+    assert not one.models._thread.is_alive()
+    failed = [json.loads(line)["type"] for line in log_lines if '"switch_failed"' in line]
+    assert failed == ["MemoryError", "RuntimeError"]
+    with Client(one.address) as client:
+        result = client.search(text="sinus rhythm")
+        assert len(result.hits) > 0
+        assert client.info().fingerprint == one.corpus.fingerprint == bundles["new"]
+    assert one.models.state.done
+    assert one.models.start(one.config.admin.bundle_dir / "new") == bundles["new"]  # it serves: nothing is embedded
+    assert len([line for line in log_lines if '"reindexing"' in line]) == 1
 
 
 def test_an_interrupted_re_embedding_goes_on_at_the_next_start(started, bundles, make_study):
