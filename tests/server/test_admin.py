@@ -3,12 +3,15 @@
 import contextlib
 import datetime
 import sqlite3
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import grpc
 import pytest
 from mmecg_index.administration import CorpusAdministration
 from mmecg_index.audit import AuditEntry
-from mmecg_index.backup import restore
+from mmecg_index.backup import back_up, restore
 from mmecg_index.calls import CallTrail
 from mmecg_index.corpus import Corpus
 from mmecg_pb.v1 import admin_service_pb2 as pb
@@ -150,3 +153,31 @@ def test_another_word_for_reads_is_refused(tmp_path):
     (tmp_path / "a.toml").write_text('[audit]\nreads = "never"\n')
     with pytest.raises(ConfigError, match="buffered"):
         load_config(ServerConfig, tmp_path / "a.toml")
+
+
+def test_a_long_backup_is_cut_short_by_no_deadline(config, retriever, corpus, make_study, tmp_path, monkeypatch):
+    free = threading.Event()
+
+    def slow(*arguments):
+        assert free.wait(60)
+        return back_up(*arguments)
+
+    monkeypatch.setattr("mmecg_index.administration.back_up", slow)
+    retriever.ingest([make_study(1)])
+    (tmp_path / "backups").mkdir()
+    limits = replace(config.limits, default_deadline_s=0.2)
+    with Server(replace(config, limits=limits)) as server, ThreadPoolExecutor(1) as pool:
+        administration = CorpusAdministration(corpus, backup_dir=tmp_path / "backups")
+        server.serve(retriever, trail=CallTrail(corpus), administration=administration)
+        with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            stub = admin_service_pb2_grpc.AdminServiceStub(channel)
+            patient = pool.submit(stub.Backup, pb.BackupRequest(name="patient"), timeout=60)
+            with pytest.raises(grpc.RpcError) as caught:
+                stub.Backup(pb.BackupRequest(name="left"), timeout=0.5)
+            assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            free.set()
+            assert patient.result().studies == 1
+    corpus.audit.flush()
+    assert [(entry.method, entry.outcome) for entry in administration.audit()] == [("AdminService/Backup", "OK")] * 2
+    for name in ("patient", "left"):
+        restore(tmp_path / "backups" / name, tmp_path / name)
