@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -186,8 +186,8 @@ class Administration(Protocol):
     def back_up(self, name: str) -> Backup:
         """Write a backup of this name."""
 
-    def verify(self) -> Verification:
-        """Read the whole corpus."""
+    def verify(self, *, wanted: Callable[[], bool] = ...) -> Verification:
+        """Read the whole corpus, while it is wanted; raises ``NotReadyError`` if it was ended before."""
 
     def audit(
         self,

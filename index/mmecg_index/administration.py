@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
 from mmecg.administration import Reindexer, Reindexing
-from mmecg.errors import ConfigError, QueryError
+from mmecg.errors import ConfigError, NotReadyError, QueryError
 from mmecg_index import audit
 from mmecg_index.audit import AuditRecord
 from mmecg_index.backup import Backup, back_up
 from mmecg_index.corpus import Corpus
 from mmecg_index.erasure import Erasure
 from mmecg_index.reading import reading
-from mmecg_index.verify import Verification, verify
+from mmecg_index.verify import Verification, verify_aside
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
 
@@ -89,9 +90,18 @@ class CorpusAdministration:
         studies = self._corpus.count()
         return Reindexing(self._corpus.fingerprint, True, studies, studies)
 
-    def verify(self) -> Verification:
-        """Read the whole corpus; see :func:`mmecg_index.verify.verify`."""
-        return verify(self._corpus.path)
+    def verify(self, *, wanted: Callable[[], bool] = lambda: True) -> Verification:
+        """Read the whole corpus, in a process of its own; see :func:`mmecg_index.verify.verify`.
+
+        Raises
+        ------
+        NotReadyError
+            The corpus is being closed, or nobody wants to know any more.
+        """
+        found = verify_aside(self._corpus.path, wanted=lambda: wanted() and not self._corpus.closed)
+        if found is None:
+            raise NotReadyError("the verification was ended before it was done; ask again, or run `mmecg verify`")
+        return found
 
     def audit(
         self,

@@ -31,6 +31,7 @@ from mmecg_index.gauges import CorpusGauges, probe_recall, read_gauges
 from mmecg_index.passing import PassingRows
 from mmecg_index.scope import ScopedCorpus, Views
 from mmecg_index.space import SpaceView
+from mmecg_index.structure import StructureCheck
 from mmecg_index.table import MetadataTable
 from mmecg_index.writer import RESERVE_BYTES, Stored, Writer, Written
 from mmecg_index.writes import StudyWrites
@@ -96,8 +97,15 @@ class Corpus(StudyWrites):
             self._views = Views(self)
             stack.callback(self._views.close)
             self.audit = AuditTrail(self._writer, self._database.secret)
+            self._structure = StructureCheck(self._database)
+            stack.callback(self._structure.close)
             self.eraser = Eraser(
-                path, self._database, self._writer, lambda: self._snapshotted, lambda: self._filling.values()
+                path,
+                self._database,
+                self._writer,
+                lambda: self._snapshotted,
+                lambda: self._filling.values(),
+                self._structure,
             )
             try:
                 self.eraser.finish()
@@ -107,6 +115,7 @@ class Corpus(StudyWrites):
                     error,
                     extra={"event": "erasure_unfinished", "fields": {"reason": type(error).__name__}},
                 )
+            self._structure.start()
             self._resources = stack.pop_all()
 
     @classmethod
@@ -260,6 +269,11 @@ class Corpus(StudyWrites):
         self._current()  # the tables of filters that still held it go
         return erased
 
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return self._closed
+
     def compact(self) -> None:
         """Build what approximate indexes the size calls for, and save the indexes; searches and writes go on."""
         for cache in self._caches.values():
@@ -274,6 +288,7 @@ class Corpus(StudyWrites):
             if self._closed:
                 return
             self._closed = True
+            self._structure.close()
             with self._resources:
                 for cache in (*self._caches.values(), *self._filling.values()):
                     cache.close()

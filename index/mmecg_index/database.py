@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import queue
 import sqlite3
@@ -12,11 +13,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from mmecg.errors import IndexFormatError, NotReadyError, OverloadedError, SubjectNotFoundError
+from mmecg.errors import IndexFormatError, NotReadyError, OverloadedError
 from mmecg.study import without_zone
 from mmecg_index import schema
 
 Synchronous = Literal["full", "normal"]
+
+_LOG = logging.getLogger(__name__)
 
 _MAX_VALUES = 500
 """Values of one statement; SQLite takes no more than 999 everywhere."""
@@ -25,8 +28,8 @@ _LOG_BYTES = 8 * 2**20
 """Of the write-ahead log, from which on it is moved into the file."""
 
 _CHECKED_BYTES = 64 * 2**20
-"""Up to this size a file is checked as a whole when it is opened, which takes a fraction of a second. SQLite has no
-checksums: a flipped bit in one of its look-up trees can leave a study out of a list. `mmecg verify` checks any size."""
+"""Up to this size a file is checked as a whole when it is opened, which takes a fraction of a second; see structure.py
+for a larger one."""
 
 _FAULTS = (
     sqlite3.SQLITE_IOERR,
@@ -57,12 +60,14 @@ def connect(path: Path, synchronous: Synchronous = "full") -> sqlite3.Connection
     return connection
 
 
-def _check_structure(connection: sqlite3.Connection, path: Path) -> None:
-    """Raise ``IndexFormatError`` if a small file's trees do not fit each other."""
-    if path.stat().st_size <= _CHECKED_BYTES:
-        (found,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
-        if found != "ok":
-            raise _damaged(path)
+def _check_structure(connection: sqlite3.Connection, path: Path) -> bool:
+    """Return whether a file is small enough to be checked now; raise ``IndexFormatError`` if its trees do not fit."""
+    if path.stat().st_size > _CHECKED_BYTES:
+        return False
+    (found,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
+    if found != "ok":
+        raise damaged(path)
+    return True
 
 
 def create(path: Path, *, fingerprint: str, dim: int) -> None:
@@ -90,7 +95,7 @@ def translated(error: sqlite3.Error) -> Exception:
     if code == sqlite3.SQLITE_CANTOPEN:
         return NotReadyError("the corpus cannot be opened again now (too many open files?); send it again")
     if code in _FAULTS or type(error) is sqlite3.DatabaseError:
-        return _damaged()
+        return damaged()
     return error
 
 
@@ -113,10 +118,9 @@ def sort_time(moment: datetime | None) -> str:
     return _UNKNOWN_TIME if moment is None else without_zone(moment).isoformat(timespec="microseconds")
 
 
-def check_subject(connection: sqlite3.Connection, subject_id: str) -> None:
-    """Raise ``SubjectNotFoundError`` if a subject has no study."""
-    if connection.execute("SELECT 1 FROM studies WHERE subject_id = ?", (subject_id,)).fetchone() is None:
-        raise SubjectNotFoundError(f"subject {subject_id!r} has no study in the corpus")
+def count_of(connection: sqlite3.Connection, subject_id: str) -> int:
+    """Return how many studies a subject has."""
+    return int(connection.execute("SELECT count(*) FROM studies WHERE subject_id = ?", (subject_id,)).fetchone()[0])
 
 
 def select_earlier(
@@ -154,6 +158,12 @@ class Database:
         FAISS factory string that was asked for.
     memory_map : bool
         Whether indexes are mapped.
+    overwritten : bool
+        Whether what was deleted in its past is overwritten.
+    is_checked : bool
+        Whether its structure was checked when it was opened.
+    is_damaged : bool
+        Whether it was found damaged since, see :meth:`condemn`.
 
     Raises
     ------
@@ -165,20 +175,21 @@ class Database:
         self.path = path
         self._log = path.with_name(path.name + "-wal")
         self._closed = False
+        self.is_damaged = False
         self._idle: queue.LifoQueue[sqlite3.Connection] = queue.LifoQueue()
         try:
             self.writer = connect(path, synchronous)
         except sqlite3.DatabaseError as error:
-            raise _damaged(path) from error
+            raise damaged(path) from error
         try:
-            _check_structure(self.writer, path)
+            self.is_checked = _check_structure(self.writer, path)
             schema.migrate(self.writer, path)
             fingerprint, dim = self.writer.execute("SELECT fingerprint, dim FROM corpus").fetchone()
             settings = dict(self.writer.execute("SELECT name, value FROM settings").fetchall())
             secret = bytes.fromhex(settings["secret"])
         except (sqlite3.DatabaseError, KeyError, TypeError, ValueError) as error:
             self.writer.close()
-            raise _damaged(path) from error
+            raise damaged(path) from error
         except IndexFormatError:
             self.writer.close()
             raise
@@ -188,6 +199,7 @@ class Database:
         self.secret: bytes = secret
         self.factory: str | None = settings.get("factory")
         self.memory_map: bool = settings.get("memory_map") == "1"
+        self.overwritten: bool = settings.get(schema.OVERWRITTEN) == "1"
 
     @property
     def sequence(self) -> int:
@@ -245,9 +257,20 @@ class Database:
         self.writer.execute(f"PRAGMA wal_checkpoint({mode})").fetchall()
 
     def check_open(self) -> None:
-        """Raise ``NotReadyError`` if it is closed."""
+        """Raise ``NotReadyError`` if it is closed, ``IndexFormatError`` if it was found damaged."""
         if self._closed:
             raise NotReadyError("the corpus is closed; open it again")
+        if self.is_damaged:
+            raise damaged()
+
+    def condemn(self) -> None:
+        """Answer nothing from it any more, and write nothing to it: its structure is damaged."""
+        if not self.is_damaged:
+            _LOG.critical(
+                "the structure of the database is damaged; run `mmecg verify`, and restore a backup",
+                extra={"event": "database_damaged", "fields": {}},
+            )
+        self.is_damaged = True
 
     def close(self) -> None:
         """Close every connection; harmless when done twice."""
@@ -273,7 +296,7 @@ def _code(error: sqlite3.Error) -> int:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
-def _damaged(path: Path | None = None) -> IndexFormatError:
+def damaged(path: Path | None = None) -> IndexFormatError:
     """Return the error; with the path only where the corpus is opened, because what reads raise reaches callers."""
     what = "the corpus" if path is None else path
     return IndexFormatError(f"{what} is damaged or not a corpus; restore it from a backup, or rebuild it")

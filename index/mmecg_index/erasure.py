@@ -3,13 +3,17 @@
 1. One transaction deletes the studies with their embeddings and signals, blanks the digests of the requests that wrote
    them, and records the erasure (keyed hash of the subject, not done). From its commit on no answer holds the subject.
 2. What the files still hold goes: the indexes are built anew without the vectors that were removed (an approximate
-   segment keeps them under a mark otherwise) and saved, older snapshots are deleted, the database is written anew
-   (``VACUUM``), and the write-ahead log is copied into it and cut to nothing. SQLite overwrites what is deleted
-   (``secure_delete``), but not the copies that it leaves in the unused part of a page when it moves a row.
+   segment keeps them under a mark otherwise) and saved, older snapshots are deleted, and the write-ahead log is copied
+   into the database and cut to nothing. SQLite overwrites what is deleted (``secure_delete``), but not the copies that
+   it leaves in the unused part of a page when it moves a row. A small database is therefore written anew (``VACUUM``);
+   of a larger one the look-up trees that hold ids are (``REINDEX``), and the pages of its tables are looked at
+   (:mod:`mmecg_index.leftovers`): only if there are such copies, of whomever, or the file is of a time when rows that
+   were deleted were not overwritten, the whole of it is written anew.
 3. The erasure is marked done. One that was interrupted is finished when the corpus is opened.
 
-Searches go on all the while; writes wait while the snapshots are saved and the database is written. An erasure is
-remembered, so that a backup that was made before it can be brought to the same state (:meth:`Eraser.apply`).
+Searches go on all the while; writes wait while a look-up tree is built (a second a million studies), and for a
+``VACUUM``. An erasure is remembered, so that a backup that was made before it can be brought to the same state
+(:meth:`Eraser.apply`).
 
 Not covered: other copies (backups, exports), what a file system or a disk keeps of overwritten blocks, and memory of
 the process that was given back but not yet used again.
@@ -30,11 +34,15 @@ from mmecg.administration import Erasure as Erasure
 from mmecg.embedding import MODALITIES
 from mmecg.errors import IndexFormatError, NotReadyError, QueryError
 from mmecg.study import check_id
+from mmecg_index.aside import run_aside
 from mmecg_index.audit import audited, digest
 from mmecg_index.cache import IndexCache
 from mmecg_index.calls import entered
 from mmecg_index.database import Database, select_in
+from mmecg_index.leftovers import LEFTOVERS
 from mmecg_index.reading import reading
+from mmecg_index.schema import OVERWRITTEN
+from mmecg_index.structure import StructureCheck
 from mmecg_index.table import METADATA, MetadataTable
 from mmecg_index.traces import Trace, find_traces, wanted_of
 from mmecg_index.writer import Writer, Written
@@ -44,6 +52,11 @@ _EMPTY_LOG_S = 30.0
 """How long to wait for readers before an erasure is left to be finished later."""
 
 _TRY_MS = 200
+
+_SMALL_BYTES = 16 * 2**20
+"""Up to this size a database is written anew in a fraction of a second."""
+
+_TREES_WITH_IDS = ("studies_by_subject", "sqlite_autoindex_studies_1")
 
 
 class Eraser:
@@ -56,6 +69,8 @@ class Eraser:
     writer : Writer
     caches, filling : callable
         Return the indexes that are searched, and those that are being filled to be searched instead.
+    structure : StructureCheck
+        Pauses meanwhile: it reads for long.
     """
 
     def __init__(
@@ -64,13 +79,15 @@ class Eraser:
         database: Database,
         writer: Writer,
         caches: Callable[[], Collection[IndexCache | MetadataTable]],
-        filling: Callable[[], Collection[IndexCache]] = tuple,
+        filling: Callable[[], Collection[IndexCache]],
+        structure: StructureCheck,
     ) -> None:
         self._directory = directory
         self._database = database
         self._writer = writer
         self._caches = caches
         self._filling = filling
+        self._structure = structure
 
     def erase(self, subject_ids: Sequence[str], *, check: bool = False, principal: str = "") -> Erasure:
         """Erase subjects; one that has no study is remembered as erased too.
@@ -140,20 +157,48 @@ class Eraser:
         return len(written.rows)
 
     def finish(self) -> None:
-        """Take out of the files what erasures took out of the store; nothing to do if none is open."""
+        """Take out of the files what erasures took out of the store; nothing to do if none is open.
+
+        Raises
+        ------
+        NotReadyError
+            Somebody reads for too long, or a file cannot be written or deleted.
+        """
         with self._database.reading() as connection:
             open_ones = [subject for (subject,) in connection.execute("SELECT subject FROM erasures WHERE done = 0")]
         if not open_ones:
             return
+        try:
+            with self._structure.paused():
+                self._clean_indexes()
+                self._clean_database()
+        except OSError as error:
+            raise NotReadyError(
+                f"the subject is out of all answers, but a file of the corpus cannot be written or deleted "
+                f"({type(error).__name__}); check the disk and who may write below the corpus, then repeat the erasure"
+            ) from error
+        self._writer.write(lambda connection: _mark_done(connection, open_ones), grows=False)
+
+    def _clean_indexes(self) -> None:
         for cache in (*self._caches(), *self._filling()):
             cache.purge()
-        with self._writer.exclusive():
-            for cache in self._caches():
-                cache.save_purged()
-            self._sweep()
-            self._writer.vacuum()
+        for cache in self._caches():
+            cache.save_purged()
+        self._sweep()
+
+    def _clean_database(self) -> None:
+        file = self._database.path
+        if file.stat().st_size > _SMALL_BYTES and self._database.overwritten:
+            for tree in _TREES_WITH_IDS:
+                self._writer.rebuild(f"REINDEX {tree}")
+            self._empty_log()
+            if not int(run_aside(LEFTOVERS, [str(file)]) or 0):
+                return
+        self._writer.rebuild("VACUUM")
         self._empty_log()
-        self._writer.write(lambda connection: _mark_done(connection, open_ones), grows=False)
+        if not self._database.overwritten:
+            self._writer.write(_mark_overwritten, grows=False)
+            self._database.overwritten = True
 
     def _delete(self, subjects: Sequence[str], digests: Sequence[bytes], principal: str) -> Written:
         moment = datetime.now(UTC).isoformat(timespec="seconds")
@@ -233,4 +278,9 @@ def find_remains(directory: Path, subject_ids: Sequence[str], *, known_from: Pat
 
 def _mark_done(connection: sqlite3.Connection, subjects: Sequence[bytes]) -> Written:
     connection.executemany("UPDATE erasures SET done = 1 WHERE subject = ?", [(each,) for each in subjects])
+    return Written()
+
+
+def _mark_overwritten(connection: sqlite3.Connection) -> Written:
+    connection.execute("INSERT OR REPLACE INTO settings VALUES (?, '1')", (OVERWRITTEN,))
     return Written()

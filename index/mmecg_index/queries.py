@@ -6,27 +6,32 @@ Each method is one statement, or a few, over the connections of ``_database``. S
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import sqlite3
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
-from mmecg.errors import QueryError, StudyNotFoundError
+from mmecg.errors import QueryError, StudyNotFoundError, SubjectNotFoundError
 from mmecg.search import MAX_PAGE_SIZE, Embeddings, Filter
 from mmecg.study import Study
 from mmecg_index import database
 from mmecg_index.codec import check_study, content_hash, decode_study, decode_vector
 from mmecg_index.paging import parse_token, render_token
 from mmecg_index.passing import PassingRows
+from mmecg_index.witness import Answer, confirmed, lists_all
+from mmecg_index.writer import Writer
 
 
 class StudyQueries:
     """The reads of a corpus, or of a part of it. Safe to call from many threads."""
 
     _database: database.Database
+    _writer: Writer
 
     @property
     def fingerprint(self) -> str:
@@ -79,19 +84,11 @@ class StudyQueries:
         if not 1 <= page_size <= MAX_PAGE_SIZE:
             raise QueryError(f"page_size is {page_size}, expected 1 to {MAX_PAGE_SIZE}", field="page_size")
         after = parse_token(page_token, subject_id)
-        with self._database.reading() as connection:
-            if subject_id is None:
-                found = connection.execute(
-                    "SELECT study_id, row FROM studies WHERE row > ? ORDER BY row LIMIT ?",
-                    (*(after or (-1,)), page_size + 1),
-                ).fetchall()
-            else:
-                database.check_subject(connection, subject_id)
-                found = connection.execute(
-                    "SELECT study_id, sort_time, study_id FROM studies WHERE subject_id = ? "
-                    "AND (sort_time, study_id) > (?, ?) ORDER BY sort_time, study_id LIMIT ?",
-                    (subject_id, *(after or ("", "")), page_size + 1),
-                ).fetchall()
+        found = (
+            self._page(after[0] if after else -1, page_size + 1)
+            if subject_id is None
+            else self._page_of(subject_id, after or ("", ""), page_size + 1)
+        )
         token = render_token(subject_id, found[page_size - 1][1:]) if len(found) > page_size else ""
         return [study_id for study_id, *_ in found[:page_size]], token
 
@@ -102,9 +99,10 @@ class StudyQueries:
 
         Raises ``SubjectNotFoundError``. Excluded ids are not counted, nor studies without a time.
         """
-        with self._database.reading() as connection:
-            database.check_subject(connection, subject_id)
-            return database.select_earlier(connection, subject_id, database.sort_time(before), limit, exclude)
+        sort_time = database.sort_time(before)
+        return self._of_subject(
+            subject_id, lambda connection: database.select_earlier(connection, subject_id, sort_time, limit, exclude)
+        )
 
     def embeddings(self, rows: NDArray[np.int64], *, fingerprint: str | None = None) -> list[Embeddings]:
         """Return the embeddings of rows, by default of the corpus's bundle; nothing for a row that is not there."""
@@ -119,14 +117,8 @@ class StudyQueries:
 
     def rows(self, study_ids: Sequence[str]) -> NDArray[np.int64]:
         """Return the rows of studies. Raises ``StudyNotFoundError``."""
-        found = []
-        with self._database.reading() as connection:
-            for study_id in study_ids:
-                stored = connection.execute("SELECT row FROM studies WHERE study_id = ?", (study_id,)).fetchone()
-                if stored is None:
-                    raise not_found(study_id)
-                found.append(stored[0])
-        return np.array(found, np.int64)
+        rows = dict(self._select("SELECT study_id, row FROM studies", study_ids))
+        return np.array([rows[study_id] for study_id in study_ids], np.int64)
 
     def subjects_of(self, study_ids: Sequence[str]) -> dict[str, str]:
         """Return the subject of each study that is there."""
@@ -139,13 +131,9 @@ class StudyQueries:
         signal = "signal" if with_signal else "NULL"
         query = f"SELECT study_id, crc, content_hash, sequence, subject_id, document, {signal} FROM studies"  # noqa: S608
         stored: dict[str, tuple[Any, ...]] = {}
-        with self._database.reading() as connection:
-            for study_id, crc, *content in database.select_in(connection, query, "study_id", study_ids):
-                check_study(study_id, content[2], content[3], crc)
-                stored[study_id] = tuple(content)
-        for study_id in study_ids:
-            if study_id not in stored:
-                raise not_found(study_id)
+        for study_id, crc, *content in self._select(query, study_ids):
+            check_study(study_id, content[2], content[3], crc)
+            stored[study_id] = tuple(content)
         return [(decode_study(one, *stored[one][2:]), *stored[one][:2]) for one in study_ids]
 
     def study_ids(self, rows: NDArray[np.int64]) -> list[str | None]:
@@ -158,6 +146,67 @@ class StudyQueries:
         """Return how many studies pass a filter."""
         rest, excluded = self._split(where)
         return len(self._current().of(rest, excluded))
+
+    def _select(self, query: str, study_ids: Sequence[str]) -> list[tuple[Any, ...]]:
+        """Return what a query, whose first column is the study id, says of studies that must all be there."""
+
+        def ask() -> tuple[list[tuple[Any, ...]], str | None]:
+            with self._database.reading() as connection:
+                found = list(database.select_in(connection, query, "study_id", study_ids))
+            there = {study_id for study_id, *_ in found}
+            return found, next((study_id for study_id in study_ids if study_id not in there), None)
+
+        def fits(answer: tuple[list[tuple[Any, ...]], str | None]) -> bool:
+            return answer[1] is None or not (self.metadata()["study_id"] == answer[1]).any()
+
+        found, missing = confirmed(ask, fits, self._database, self._writer)
+        if missing is not None:
+            raise not_found(missing)
+        return found
+
+    def _page(self, after: int, limit: int) -> list[tuple[str, int]]:
+        """Return the ids and rows that follow a row."""
+
+        def ask() -> list[tuple[str, int]]:
+            with self._database.reading() as connection:
+                query = "SELECT study_id, row FROM studies WHERE row > ? ORDER BY row LIMIT ?"
+                return connection.execute(query, (after, limit)).fetchall()
+
+        return confirmed(
+            ask,
+            lambda answer: lists_all([row for _, row in answer], self.metadata(), after, limit),
+            self._database,
+            self._writer,
+        )
+
+    def _page_of(self, subject_id: str, after: Sequence[str], limit: int) -> list[tuple[str, str, str]]:
+        """Return the ids and sort keys of a subject that follow a sort key."""
+        query = (
+            "SELECT study_id, sort_time, study_id FROM studies WHERE subject_id = ? "
+            "AND (sort_time, study_id) > (?, ?) ORDER BY sort_time, study_id LIMIT ?"
+        )
+        return self._of_subject(
+            subject_id, lambda connection: connection.execute(query, (subject_id, *after, limit)).fetchall()
+        )
+
+    def _of_subject(self, subject_id: str, read: Callable[[sqlite3.Connection], Answer]) -> Answer:
+        """Return what is read of a subject that must be there, none of whose studies is left out."""
+
+        def ask() -> tuple[int, Answer]:
+            with self._database.reading() as connection:
+                return database.count_of(connection, subject_id), read(connection)
+
+        def fits(found: tuple[int, Answer]) -> bool:
+            return found[0] >= int((self.metadata()["subject_id"] == subject_id).sum())
+
+        count, answer = confirmed(ask, fits, self._database, self._writer)
+        if not count:
+            raise SubjectNotFoundError(f"subject {subject_id!r} has no study in the corpus")
+        return answer
+
+    def metadata(self) -> pl.DataFrame:
+        """Return the metadata table (:data:`mmecg.search.METADATA_SCHEMA`), ascending by row; an immutable snapshot."""
+        raise NotImplementedError
 
     def _current(self) -> PassingRows:
         """Return filters over the metadata as it is now."""

@@ -12,6 +12,9 @@ from mmecg_index.codec import study_checksum, vector_checksum
 APPLICATION_ID = 0x6D6D6543
 VERSION = 2
 
+OVERWRITTEN = "overwritten"
+"""Setting of a file in which everything that was ever deleted is overwritten, but for what SQLite copies itself."""
+
 _EMBEDDINGS = """
 -- One row a space: those of a second bundle are filled in beside those of the first.
 CREATE TABLE embeddings (
@@ -168,6 +171,7 @@ def _run(connection: sqlite3.Connection, script: str, corpus: tuple[str, int] | 
         connection.executescript(f"BEGIN IMMEDIATE;{script};PRAGMA user_version = {VERSION}")
         if corpus is not None:
             connection.execute("INSERT INTO corpus VALUES (?, ?, 0)", corpus)
+            connection.execute("INSERT INTO settings VALUES (?, '1')", (OVERWRITTEN,))
         # The key of the hashes that are stored.
         connection.execute("INSERT INTO settings VALUES ('secret', ?)", (os.urandom(32).hex(),))
         connection.execute("COMMIT")

@@ -12,8 +12,11 @@ import hashlib
 import json
 import logging
 import sqlite3
+import sys
 import zlib
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -25,6 +28,7 @@ from mmecg.administration import Verification as Verification
 from mmecg.embedding import MODALITIES
 from mmecg.errors import ArtifactError, IndexFormatError, MmecgError
 from mmecg_index import audit, schema
+from mmecg_index.aside import run_aside, step_aside
 from mmecg_index.codec import content_hash, decode_study, metadata_record, study_checksum, vector_checksum
 from mmecg_index.database import sort_time
 from mmecg_index.reading import FILE, View, reading
@@ -68,6 +72,22 @@ def verify(directory: Path) -> Verification:
         findings["the database cannot be opened: its header, schema or settings are damaged"] += 1
     lines = (text if count == 1 else f"{text} ({count} times)" for text, count in findings.items())
     return Verification(**counts, findings=tuple(lines))
+
+
+def verify_aside(directory: Path, *, wanted: Callable[[], bool]) -> Verification | None:
+    """Do what :func:`verify` does in a process of its own, so that it holds up nobody; None if it was ended.
+
+    Parameters
+    ----------
+    directory : Path
+    wanted : callable
+        Once it returns False, the process is ended.
+    """
+    found = run_aside(__name__, [str(directory)], wanted=wanted)
+    if found is None:
+        return None
+    state: dict[str, Any] = json.loads(found)
+    return Verification(**state | {"findings": tuple(state["findings"])})
 
 
 def read_backup_manifest(directory: Path) -> dict[str, Any]:
@@ -291,3 +311,12 @@ def _check_audit(view: View, _: Path, findings: Counter[str]) -> dict[str, Any]:
     state = audit.verify(view.connection, view.secret)
     findings.update(state.findings)
     return {"audit_entries": state.entries, "audit_seal": state.seal}
+
+
+def _main() -> None:
+    step_aside()
+    print(json.dumps(asdict(verify(Path(sys.argv[1])))))
+
+
+if __name__ == "__main__":
+    _main()

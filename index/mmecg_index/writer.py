@@ -110,7 +110,7 @@ class Writer:
     @property
     def fault(self) -> str | None:
         """Why nothing is written any more, until the corpus is opened again; None while all is well."""
-        return self._fault
+        return "its database is damaged" if self._database.is_damaged else self._fault
 
     def write(self, operation: Operation, *, grows: bool = True) -> Written:
         """Run an operation in a transaction, and return what it did when that is on the disk and searchable.
@@ -189,8 +189,8 @@ class Writer:
             except sqlite3.Error as error:
                 raise self._failed(error) from error
 
-    def vacuum(self) -> None:
-        """Write the database file anew, without what SQLite left in the unused parts of its pages.
+    def rebuild(self, statement: str) -> None:
+        """Write a look-up tree (``REINDEX``) or the whole file (``VACUUM``) anew, while writes wait.
 
         Raises
         ------
@@ -202,7 +202,7 @@ class Writer:
         with self._committing:
             self.check(grows=False)
             try:
-                self._database.writer.execute("VACUUM")
+                self._database.writer.execute(statement)
             except sqlite3.Error as error:
                 raise self._failed(error) from error
 

@@ -42,7 +42,7 @@ class AdminService(admin_service_pb2_grpc.AdminServiceServicer):
         self, request: pb.VerifyRequest, context: grpc.ServicerContext
     ) -> pb.VerifyResponse:
         """Read the whole corpus."""
-        found = self._administration.verify()
+        found = self._administration.verify(wanted=context.is_active)
         return pb.VerifyResponse(findings=found.findings, studies=found.studies)
 
     def ListAudit(  # noqa: N802

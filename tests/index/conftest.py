@@ -63,6 +63,15 @@ def filled(template: Path, tmp_path: Path) -> Path:
     return shutil.copytree(template, tmp_path / "corpus")
 
 
+@pytest.fixture(scope="session")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus of 240 studies, whose look-up trees have interior pages."""
+    path = tmp_path_factory.mktemp("large") / "corpus"
+    with Corpus.create(path, FINGERPRINT, dim=DIM) as corpus:
+        corpus.upsert([make_study(i, ecg=None) for i in range(240)], [make_embedding(1)] * 240)
+    return path
+
+
 @pytest.fixture
 def content() -> Callable[[Path], dict]:
     """Everything that answers come from: studies bit by bit, embeddings, and the answer to a search."""

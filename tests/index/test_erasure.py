@@ -17,6 +17,7 @@ from mmecg_index import audit
 from mmecg_index.backup import back_up, restore
 from mmecg_index.corpus import Corpus
 from mmecg_index.erasure import find_remains
+from mmecg_index.leftovers import count_leftovers
 from mmecg_index.reading import FILE, reading
 from mmecg_index.runs import RUN, Runs, search_files
 from mmecg_index.traces import wanted_of
@@ -285,12 +286,111 @@ def test_what_sqlite_has_left_of_a_row_that_it_moved_goes_too(tmp_path: Path, fi
     connection.execute("PRAGMA secure_delete = OFF")
     secret_text = "A sentence that was deleted and not overwritten."
     connection.execute("INSERT INTO settings VALUES ('x', ?)", (secret_text * 3,))
-    connection.execute("DELETE FROM settings WHERE name = 'x'")
+    connection.execute("DELETE FROM settings WHERE name IN ('x', 'overwritten')")
     connection.close()
     assert secret_text.encode() in (filled / FILE).read_bytes()
     with Corpus(filled) as corpus:
         corpus.erase_subject(SUBJECT)
     assert secret_text.encode() not in (filled / FILE).read_bytes()
+
+
+def leave_behind(file: Path, table: str, text: bytes) -> None:
+    """Put a copy of something into the unused part of a leaf of a table, as SQLite does when it moves a row."""
+    connection = sqlite3.connect(file)
+    query = "SELECT pageno FROM dbstat WHERE name = ? AND pagetype = 'leaf' AND unused > 200 LIMIT 1"
+    (page,) = connection.execute(query, (table,)).fetchone()
+    connection.close()
+    content = bytearray(file.read_bytes())
+    start = (page - 1) * 4096
+    end = start + int.from_bytes(content[start + 5 : start + 7], "big")
+    assert not any(content[end - len(text) - 8 : end])
+    content[end - len(text) - 4 : end - 4] = text
+    file.write_bytes(content)
+
+
+@pytest.fixture
+def statements(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What erasures write anew; every corpus is as one that is too large to be written anew each time."""
+    from mmecg_index.writer import Writer
+
+    found: list[str] = []
+    original = Writer.rebuild
+
+    def rebuild(self: Writer, statement: str) -> None:
+        found.append(statement.split()[0])
+        original(self, statement)
+
+    monkeypatch.setattr(Writer, "rebuild", rebuild)
+    monkeypatch.setattr("mmecg_index.erasure._SMALL_BYTES", 0)
+    return found
+
+
+def test_a_large_database_is_not_written_anew_for_nothing(filled: Path, template: Path, statements: list[str]) -> None:
+    with Corpus(filled) as corpus:
+        assert corpus.erase_subject(SUBJECT, check=True).traces == ()
+    assert remains(filled, template) == []
+    assert statements == ["REINDEX", "REINDEX"]
+    assert verify(filled).findings == ()
+
+
+@pytest.mark.parametrize("table", ["studies", "embeddings"])
+def test_a_large_database_is_written_anew_if_a_page_holds_a_copy(
+    filled: Path, table: str, statements: list[str]
+) -> None:
+    secret_text = b"A sentence of a report that was replaced."
+    leave_behind(filled / FILE, table, secret_text)
+    assert verify(filled).findings == ()  # nothing that SQLite reads
+    assert count_leftovers(filled / FILE) == 1
+    with Corpus(filled) as corpus:
+        corpus.erase_subject(SUBJECT)
+        assert statements == ["REINDEX", "REINDEX", "VACUUM"]
+        corpus.erase_subject("patient-0001")
+        assert statements == ["REINDEX", "REINDEX", "VACUUM", "REINDEX", "REINDEX"]
+    assert secret_text not in (filled / FILE).read_bytes()
+
+
+def test_copies_in_look_up_trees_go(filled: Path, statements: list[str]) -> None:
+    connection = sqlite3.connect(filled / FILE)
+    connection.execute("DELETE FROM studies WHERE row > 25")  # so that there is room
+    connection.commit()
+    connection.close()
+    leave_behind(filled / FILE, "studies_by_subject", b"patient-0004study-00")
+    with Corpus(filled) as corpus:
+        corpus.erase_subject(SUBJECT)
+    assert statements == ["REINDEX", "REINDEX"]
+    assert b"patient-0004study-00" not in (filled / FILE).read_bytes()
+
+
+def test_what_is_left_of_lists_of_cells_is_no_leftover(large: Path, tmp_path: Path) -> None:
+    """Pages of tables that rows came to and went from hold numbers in their unused part, and no content."""
+    path = shutil.copytree(large, tmp_path / "corpus")
+    with Corpus(path) as corpus:
+        for number in range(0, 240, 2):
+            corpus.delete(f"study-{number:04d}-é")
+        assert corpus.erase_subject("patient-0077", check=True).traces == ()
+    assert count_leftovers(path / FILE) == 0
+
+
+@pytest.mark.parametrize("when", ["open", "erase"])
+def test_a_file_that_cannot_be_deleted_is_told_of(filled: Path, when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = filled / "index" / "other-000000000000001"
+    other.mkdir()
+
+    def fail(*_: object, **__: object) -> None:
+        raise PermissionError(13, "not yours", str(other))
+
+    corpus = Corpus(filled)
+    with monkeypatch.context() as patched:
+        patched.setattr("mmecg_index.erasure.Eraser._sweep", fail)
+        with pytest.raises(NotReadyError, match="check the disk and who may write") as caught:
+            corpus.erase_subject(SUBJECT)
+        assert str(other) not in str(caught.value)
+        corpus.close()
+        if when == "open":
+            Corpus(filled).close()  # opens, and says in the log that an erasure is not finished
+    with Corpus(filled) as corpus:
+        assert corpus.erase_subject(SUBJECT, check=True).traces == ()
+    assert not other.exists()
 
 
 def test_erasures_after_a_backup_are_applied_to_what_is_restored(
