@@ -12,9 +12,10 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -30,10 +31,16 @@ from mmecg_server.logs import log
 from mmecg_server.metrics import Metrics
 from mmecg_server.open_services import OpenServices
 from mmecg_server.status import error_id_of, render_status
-from mmecg_server.telemetry import REQUEST_ID, Watch
+from mmecg_server.telemetry import REQUEST_ID, Refusals, Watch
 from mmecg_server.tracing import Tracing
 
+T = TypeVar("T")
+
+SPARE_THREADS = 8
+"""Threads beyond those of admitted calls, for calls on their way in."""
+
 _PREFIX = "/mmecg.v1."
+_OVERLOAD = (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE)
 
 
 def report(error: Exception, request: Message | None = None) -> status_pb2.Status:
@@ -53,11 +60,18 @@ class Gate:
     Parameters
     ----------
     limits : LimitsConfig
+
+    Attributes
+    ----------
+    threads : int
+        Of the pool that serves calls: one for each place, and some for calls of callers who are not known yet.
     """
 
     def __init__(self, limits: LimitsConfig) -> None:
         self._room = {False: limits.max_in_flight, True: limits.max_streams}
         self._limit = dict(self._room)
+        self.threads = limits.max_in_flight + limits.max_streams + SPARE_THREADS
+        self._free_threads = threading.BoundedSemaphore(self.threads)
         self._lock = threading.Lock()
         self._draining = threading.Event()
 
@@ -74,9 +88,19 @@ class Gate:
         """Return how many calls and streams are being served."""
         return {what: self._limit[kind] - self._room[kind] for kind, what in ((False, "unary"), (True, "stream"))}
 
+    def take_thread(self, *, streaming: bool) -> bool:
+        """Take a thread for a call if one is free, and there is room for such a call; return whether it was taken."""
+        if not self._room[streaming] or self._draining.is_set():
+            return False
+        return self._free_threads.acquire(blocking=False)
+
+    def leave_thread(self) -> None:
+        """Give back what :meth:`take_thread` took."""
+        self._free_threads.release()
+
     @contextmanager
-    def enter(self, *, streaming: bool) -> Iterator[None]:
-        """Hold a place for the time of a call.
+    def enter(self, *, streaming: bool, is_full: bool = False) -> Iterator[None]:
+        """Hold a place for the time of a call; none, if it is known already that there is none.
 
         Raises
         ------
@@ -87,7 +111,7 @@ class Gate:
         """
         self.check()
         with self._lock:
-            if not self._room[streaming]:
+            if is_full or not self._room[streaming]:
                 what = "streams" if streaming else "calls"
                 raise OverloadedError(
                     f"{self._limit[streaming]} {what} are being served, the most allowed; try again", limit=what
@@ -98,6 +122,16 @@ class Gate:
         finally:
             with self._lock:
                 self._room[streaming] += 1
+
+
+class _Here(ThreadPoolExecutor):
+    """Runs what it is given in the thread that gives it: gRPC's own, which sees a call first."""
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        """Run it; return its outcome."""
+        outcome: Future[T] = Future()
+        outcome.set_result(fn(*args, **kwargs))
+        return outcome
 
 
 class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]  # not generic at run time
@@ -131,6 +165,8 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]  # not 
         self._limits = limits
         self._metrics = metrics
         self._tracing = tracing
+        self._refusals = Refusals()
+        self._here = _Here(1)
 
     def intercept_service(
         self,
@@ -149,11 +185,13 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]  # not 
         if not method.startswith(_PREFIX):
             return self.open_services.serve(handler)
         assert handler.request_deserializer is not None  # noqa: S101  (generated code has one)
+        if not self._gate.take_thread(streaming=handler.stream_stream is not None):
+            return self._refuse(method, streaming=handler.stream_stream is not None)
         decode = _tolerant(handler.request_deserializer)
         if serve_stream := handler.stream_stream:
 
             def stream(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Message]:
-                with self._call(method, context, streaming=True) as (watch, record):
+                with self._threaded(), self._call(method, context, streaming=True) as (watch, record):
                     checked = map(partial(_checked, watch=watch, record=record), requests)
                     answers = serve_stream(checked, context)
                     for answer in self._watchdog.follow(answers, context, self._limits.stream_idle_s):
@@ -166,7 +204,7 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]  # not 
         assert serve_unary is not None  # noqa: S101  (mmecg.v1 has no other kind of method)
 
         def unary(requests: Iterator[Any], context: grpc.ServicerContext) -> Message | None:
-            with self._call(method, context) as (watch, record):
+            with self._threaded(), self._call(method, context) as (watch, record):
                 response: Message = serve_unary(_checked(self._only(requests, context), watch, record), context)
                 self._check_size(response)
                 watch.count_answer(response.ByteSize())
@@ -178,8 +216,26 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]  # not 
 
     def close(self) -> None:
         """End the threads that look after calls."""
+        self._refusals.close()
         self._watchdog.close()
         self.open_services.watchdog.close()
+
+    def _refuse(self, method: str, *, streaming: bool) -> grpc.RpcMethodHandler[Any, Any]:
+        """Return what tells a caller that there is no place, or that it may not call, in gRPC's thread and unread."""
+
+        def refuse(requests: Iterator[Any], context: grpc.ServicerContext) -> None:
+            with self._call(method, context, streaming=streaming, is_full=True):
+                pass
+
+        refuse.experimental_thread_pool = self._here  # type: ignore[attr-defined]
+        return grpc.stream_unary_rpc_method_handler(refuse)
+
+    @contextmanager
+    def _threaded(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            self._gate.leave_thread()
 
     def _only(self, requests: Iterator[Any], context: grpc.ServicerContext) -> Any:
         """Return the request of a unary method, which has to come before the deadline; what follows is not read."""
@@ -191,7 +247,7 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]  # not 
 
     @contextmanager
     def _call(
-        self, method: str, context: grpc.ServicerContext, *, streaming: bool = False
+        self, method: str, context: grpc.ServicerContext, *, streaming: bool = False, is_full: bool = False
     ) -> Iterator[tuple[Watch, CallRecord]]:
         watch = Watch(self._metrics, self._tracing, method, context, streaming=streaming)
         answer_metadata = ((REQUEST_ID, watch.request_id),)
@@ -203,7 +259,9 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]  # not 
                 self._deadline(context, streaming=streaming), context.is_active, watch.request_id, watch.observe
             )
             entered = self._doorkeeper.enter(method, context, record)
-            with entered, self._gate.enter(streaming=streaming), on_behalf_of(call), record.acting():
+            place = self._gate.enter(streaming=streaming, is_full=is_full)
+            with entered, place, on_behalf_of(call), record.acting():
+                watch.begin()
                 yield watch, record
                 record.end(code.name)  # before the answer leaves: what cannot be entered is not answered
         except GeneratorExit:  # the client of a stream has left, or takes no answers
@@ -219,7 +277,9 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]  # not 
         finally:
             if code is not grpc.StatusCode.OK:
                 _enter_failure(record, code)
-            log("call", method=method, principal=record.principal, **watch.end(code, failure))
+            fields = {"method": method, "principal": record.principal, **watch.end(code, failure)}
+            if code not in _OVERLOAD or self._refusals.is_first(method, code.name, record.principal):
+                log("call", **fields)
         if status is not None:
             refused: Any = rpc_status.to_status(status)
             metadata = (*refused.trailing_metadata, *answer_metadata)

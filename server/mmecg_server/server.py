@@ -37,8 +37,9 @@ from mmecg_server.tracing import Tracing, open_tracing
 if TYPE_CHECKING:
     from mmecg.prediction.predictor import Predictor
 
-SPARE_THREADS = 8
-"""Threads beyond those of admitted calls: they answer health checks, and refuse calls beyond the limits at once."""
+CALLS_PER_PLACE = 8
+"""Calls that one connection may have open for each that can be served; further ones wait in its client. Not fewer: a
+caller is better told that there is no place than left to wait for one."""
 
 KEEPALIVE_MS = 30_000
 HANDSHAKE_MS = 10_000
@@ -84,9 +85,9 @@ class Server:
         doorkeeper = Doorkeeper(self._authenticator, limits)
         self._interceptor = CallInterceptor(self._gate, limits, self.metrics, self._tracing, doorkeeper)
         self._certificates = ServerCertificates(config.tls) if config.tls.certificate is not None else None
-        threads = limits.max_in_flight + limits.max_streams + SPARE_THREADS
         self._server = grpc.server(
-            ThreadPoolExecutor(threads, thread_name_prefix="call"),
+            # Never more calls than threads: the interceptor refuses them, so that none waits for one.
+            ThreadPoolExecutor(self._gate.threads, thread_name_prefix="call"),
             interceptors=[self._interceptor],
             options=[
                 ("grpc.max_receive_message_length", limits.max_message_bytes),
@@ -94,12 +95,11 @@ class Server:
                 # A second server on the same port would take half of the calls without a word.
                 ("grpc.so_reuseport", 0),
                 ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+                ("grpc.max_concurrent_streams", CALLS_PER_PLACE * self._gate.threads),
                 ("grpc.max_allowed_incoming_connections", limits.max_connections),
                 ("grpc.max_connection_idle_ms", round(1000 * limits.connection_idle_s)),
                 ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
             ],
-            # The bound behind the bound: more calls than threads are refused by gRPC itself.
-            maximum_concurrent_rpcs=2 * threads,
         )
         self._health = health.HealthServicer(experimental_non_blocking=True)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import re
+import threading
 import time
 import uuid
 from collections.abc import Mapping
@@ -12,10 +14,12 @@ import grpc
 from google.protobuf.message import Message
 
 from mmecg_server.call import Stage
+from mmecg_server.logs import log
 from mmecg_server.metrics import REFUSALS, Metrics
 from mmecg_server.tracing import CallSpan, Tracing
 
 REQUEST_ID = "x-request-id"
+REFUSALS_EVERY_S = 1.0
 _MADE_BY_MACHINE = re.compile(
     r"(?=.*[A-Za-z])([0-9A-Fa-f]{32}|[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}|[0-7][0-9A-HJKMNP-TV-Z]{25})"
 )
@@ -44,17 +48,21 @@ class Watch:
     def __init__(
         self, metrics: Metrics, tracing: Tracing | None, method: str, context: grpc.ServicerContext, *, streaming: bool
     ) -> None:
-        metadata = {str(key): str(value) for key, value in context.invocation_metadata() or ()}
-        self.request_id = choose_request_id(metadata)
+        self._metadata = {str(key): str(value) for key, value in context.invocation_metadata() or ()}
+        self.request_id = choose_request_id(self._metadata)
         self.request: Message | None = None
         self._method = method.removeprefix("/mmecg.v1.")
         self._metrics = metrics
         self._streaming = streaming
         self._received = self._sent = self._items = 0
+        self._tracing = tracing
         self._span: CallSpan | None = None
-        if tracing is not None:
-            self._span = tracing.begin(self._method, metadata, self.request_id)
         self._started = time.monotonic()
+
+    def begin(self) -> None:
+        """Begin the span of a call that was let in."""
+        if self._tracing is not None:
+            self._span = self._tracing.begin(self._method, self._metadata, self.request_id)
 
     def observe(self, name: Stage, started: float, ended: float) -> None:
         """Count a stage that ended."""
@@ -93,6 +101,45 @@ class Watch:
             fields["trace_id"] = self._span.trace_id
             self._span.end(code.name, int(code.value[0]))
         return fields
+
+
+class Refusals:
+    """Lines of the log about calls refused alike: the first of a second stands for itself, the others as a number.
+
+    Under overload the log would otherwise cost more than the refusals. Safe to use from many threads.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: collections.Counter[tuple[str, str, str]] = collections.Counter()
+        self._timer: threading.Timer | None = None
+
+    def is_first(self, method: str, code: str, principal: str) -> bool:
+        """Count a call; False if it needs no line of its own."""
+        key = (method, code, principal)
+        with self._lock:
+            self._counts[key] += 1
+            if self._timer is None:
+                self._timer = threading.Timer(REFUSALS_EVERY_S, self.write)
+                self._timer.daemon = True
+                self._timer.start()
+            return self._counts[key] == 1
+
+    def write(self) -> None:
+        """Write how many more there were."""
+        with self._lock:
+            counts, self._counts, self._timer = self._counts, collections.Counter(), None
+        for (method, code, principal), count in counts.items():
+            if count > 1:
+                log("calls_refused", method=method, code=code, principal=principal, more=count - 1)
+
+    def close(self) -> None:
+        """Write what is left."""
+        with self._lock:
+            timer = self._timer
+        if timer is not None:
+            timer.cancel()
+            self.write()
 
 
 def choose_request_id(metadata: Mapping[str, str]) -> str:
