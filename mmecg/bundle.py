@@ -127,11 +127,6 @@ class Bundle:
         path = self.path / CARD
         return path.read_text(encoding="utf-8") if path.is_file() else default_card(self.config)
 
-    @property
-    def tower(self) -> str:
-        """Name of the ECG tower: ``"mmecg"``, or as a published encoder is registered."""
-        return _tower(self.config)
-
     def contamination(self, data: str, *, fold: int | None = None) -> str:
         """Return what the reader of a figure must know about the training of the bundle and its ECG tower.
 
@@ -151,7 +146,7 @@ class Bundle:
 
         training = self.config.training
         own = SeenData(training.data, "training", "its model card", training.folds)
-        seen = [(self.tower, item) for item in self.config.seen] + [("The bundle", own)]
+        seen = [(self.encoder.ecg_encoder, item) for item in self.config.seen] + [("The bundle", own)]
         return " ".join(item.sentence(title, fold) for title, item in seen if item.is_of(data))
 
 

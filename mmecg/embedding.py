@@ -25,6 +25,10 @@ class Encoder(Protocol):
     def fingerprint(self) -> str:
         """Fingerprint of the bundle (see :func:`fingerprint`)."""
 
+    @property
+    def ecg_encoder(self) -> str:
+        """Name of the ECG tower: ``"mmecg"``, or a name in :mod:`mmecg.encoders.registry`."""
+
     def encode_ecg(self, ecgs: Sequence[Ecg]) -> NDArray[np.float32]:
         """Return float32, shape (batch, dim), unit norm; any rate, length and lead subset, mixed freely."""
 

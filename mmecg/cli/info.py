@@ -97,6 +97,7 @@ def _describe(bundle: Bundle) -> dict[str, Any]:
     return {
         "path": str(bundle.path),
         "fingerprint": bundle.fingerprint,
+        "ecg_encoder": bundle.encoder.ecg_encoder,
         "megabytes": round(size / 1e6, 1),
         **asdict(bundle.config.training),
     }

@@ -79,6 +79,8 @@ class ServerInfo:
     Attributes
     ----------
     version, fingerprint, intended_use : str
+    ecg_encoder : str
+        ``"mmecg"``, or the name of a published encoder; empty from an older server.
     embedding_dim : int
     limits : dict of str to int or float
         The fields of ``mmecg.v1.Limits``.
@@ -87,6 +89,7 @@ class ServerInfo:
     version: str
     fingerprint: str
     intended_use: str
+    ecg_encoder: str
     embedding_dim: int
     limits: dict[str, int | float]
 
@@ -295,9 +298,16 @@ def parse_embeddings(embeddings: Iterable[query_pb2.Embedding]) -> NDArray[np.fl
 
 
 def parse_info(response: info_service_pb2.GetServerInfoResponse) -> ServerInfo:
-    """Return version, fingerprint and limits."""
+    """Return version, model and limits."""
     limits = {field.name: getattr(response.limits, field.name) for field in response.limits.DESCRIPTOR.fields}
-    return ServerInfo(response.version, response.fingerprint, response.intended_use, response.embedding_dim, limits)
+    return ServerInfo(
+        response.version,
+        response.fingerprint,
+        response.intended_use,
+        response.ecg_encoder,
+        response.embedding_dim,
+        limits,
+    )
 
 
 def parse_stats(response: corpus_service_pb2.GetStatsResponse) -> CorpusStats:

@@ -76,6 +76,11 @@ class AlignedEncoder(JointEncoder):
         self.config = config
         self.tower = tower
 
+    @property
+    def ecg_encoder(self) -> str:
+        """Name of the published encoder."""
+        return self.config.encoder
+
     def random_like(self, *, seed: int = 0) -> AlignedEncoder:
         """Return a model with fresh weights in the published network and the projection: the random baseline."""
         with torch.random.fork_rng():
@@ -126,6 +131,11 @@ class UnalignedEncoder:
     def fingerprint(self) -> str:
         """The encoder's: nothing in the embedding is chosen beside it."""
         return self.tower.fingerprint
+
+    @property
+    def ecg_encoder(self) -> str:
+        """Name of the published encoder."""
+        return self.tower.config.encoder
 
     def random_like(self, *, seed: int = 0) -> UnalignedEncoder:
         """Return one with fresh weights in the network: the random-encoder baseline."""

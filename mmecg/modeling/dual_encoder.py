@@ -58,6 +58,7 @@ class DualEncoder(JointEncoder):
     """
 
     ecg: EcgEncoder
+    ecg_encoder = "mmecg"
 
     def __init__(self, config: DualEncoderConfig, text: TextEncoder, *, fingerprint: str = "") -> None:
         tower = EcgEncoder(config.ecg)  # before the projection: a seed names the weights of both

@@ -77,6 +77,11 @@ class JointEncoder(nn.Module, ABC):
         self.text = text
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # Radford et al. 2021, arXiv:2103.00020
 
+    @property
+    @abstractmethod
+    def ecg_encoder(self) -> str:
+        """Name of the ECG tower: ``"mmecg"``, or a name in :mod:`mmecg.encoders.registry`."""
+
     @abstractmethod
     def random_like(self, *, seed: int = 0) -> Self:
         """Return a model of the same shape with an untrained ECG tower and projection: the random-encoder baseline.

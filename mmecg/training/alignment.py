@@ -125,10 +125,11 @@ def compute_features(
     """
     cache.mkdir(parents=True, exist_ok=True)
     rate = _rate(tower, folder, table)
-    parts, kept = [], []
+    parts, kept, reason = [], [], ""
     for start in range(0, table.height, CHUNK_RECORDS):
         read = read_ptb_xl_signals(folder, table[start : start + CHUNK_RECORDS], sampling_rate_hz=rate, quiet=True)
         ecgs, rows = _usable(read.signals, rate)
+        reason = reason or next(iter(read.report.failures["reason"]), "")
         if rows:
             parts.append(_features(tower, ecgs, cache))
             kept.append(read.table[rows])
@@ -136,7 +137,7 @@ def compute_features(
             done = min(start + CHUNK_RECORDS, table.height)
             print(f"features of {done} of {table.height} records", file=sys.stderr, flush=True)
     if not parts:
-        raise InvalidInputError(f"none of the {table.height} records can be read, expected signals at {rate} Hz")
+        raise InvalidInputError(f"none of the {table.height} records can be read; the first: {reason or 'no ECG'}")
     return np.concatenate(parts), pl.concat(kept)
 
 

@@ -57,9 +57,7 @@ class Objective(nn.Module):
         self.statement_head = nn.Sequential(
             nn.Dropout(config.model.dropout), nn.Linear(features, len(label_prevalence))
         )
-        self.word_head = (
-            nn.Sequential(nn.Dropout(config.model.dropout), nn.Linear(features, words)) if words else None
-        )
+        self.word_head = nn.Sequential(nn.Dropout(config.model.dropout), nn.Linear(features, words)) if words else None
         self.prompt_logit_scale = nn.Parameter(model.logit_scale.detach().clone())
         self.neighbours = NeighbourLoss(label_prevalence)
 

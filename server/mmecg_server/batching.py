@@ -245,6 +245,11 @@ class BatchingEncoder:
         """Fingerprint of the bundle."""
         return self._encoder.fingerprint
 
+    @property
+    def ecg_encoder(self) -> str:
+        """Name of the ECG tower."""
+        return self._encoder.ecg_encoder
+
     def encode_ecg(self, ecgs: Sequence[Ecg]) -> Vectors:
         """Return float32, shape (batch, dim), unit norm."""
         return self._ecg(ecgs)

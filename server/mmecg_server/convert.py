@@ -268,11 +268,12 @@ def render_stats(stats: CorpusStats) -> corpus_service_pb2.GetStatsResponse:
     )
 
 
-def render_info(fingerprint: str, limits: LimitsConfig) -> info_service_pb2.GetServerInfoResponse:
-    """Render version, fingerprint and limits."""
+def render_info(fingerprint: str, ecg_encoder: str, limits: LimitsConfig) -> info_service_pb2.GetServerInfoResponse:
+    """Render version, model and limits."""
     return info_service_pb2.GetServerInfoResponse(
         version=mmecg.__version__,
         fingerprint=fingerprint,
+        ecg_encoder=ecg_encoder,
         embedding_dim=EMBEDDING_DIM,
         intended_use=INTENDED_USE,
         limits=info_service_pb2.Limits(

@@ -234,8 +234,9 @@ class InfoService(info_service_pb2_grpc.InfoServiceServicer):
     def GetServerInfo(  # noqa: N802
         self, request: info_service_pb2.GetServerInfoRequest, context: grpc.ServicerContext
     ) -> info_service_pb2.GetServerInfoResponse:
-        """Return version, fingerprint and limits."""
-        return convert.render_info(self._backend.retriever.encoder.fingerprint, self._backend.limits)
+        """Return version, model and limits."""
+        encoder = self._backend.retriever.encoder
+        return convert.render_info(encoder.fingerprint, encoder.ecg_encoder, self._backend.limits)
 
 
 def add_services(server: grpc.Server, backend: Backend) -> None:

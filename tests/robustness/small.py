@@ -34,6 +34,7 @@ class HashEncoder:
     """A vector for every content: deterministic, the same alone and in a batch."""
 
     fingerprint = FINGERPRINT
+    ecg_encoder = "small"
 
     def encode_ecg(self, ecgs: Sequence[Ecg]) -> np.ndarray:
         """Return unit vectors, float32, shape (ecgs, 256)."""

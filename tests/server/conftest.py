@@ -40,6 +40,7 @@ class SmallEncoder:
     """Random projections of crude features: deterministic, the same alone and in a batch."""
 
     fingerprint = FINGERPRINT
+    ecg_encoder = "small"
 
     def encode_ecg(self, ecgs: Sequence[Ecg]) -> np.ndarray:
         return np.concatenate([self._project(fit_length(ecg.resample(50).signal, 100).ravel(), 1) for ecg in ecgs])

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1emmecg_pb/v1/info_service.proto\x12\x08mmecg.v1\"\x16\n\x14GetServerInfoRequest\"\x8c\x01\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x15\n\rembedding_dim\x18\x03 \x01(\x05\x12 \n\x06limits\x18\x04 \x01(\x0b\x32\x10.mmecg.v1.Limits\x12\x14\n\x0cintended_use\x18\x05 \x01(\t\"\xbc\x03\n\x06Limits\x12\x19\n\x11max_message_bytes\x18\x01 \x01(\x03\x12\x11\n\tmax_top_k\x18\x02 \x01(\x05\x12\x11\n\tmax_batch\x18\x03 \x01(\x05\x12\x16\n\x0emax_text_chars\x18\x04 \x01(\x05\x12\x16\n\x0emin_duration_s\x18\x05 \x01(\x01\x12\x16\n\x0emax_duration_s\x18\x06 \x01(\x01\x12\x1c\n\x14min_sampling_rate_hz\x18\x07 \x01(\x01\x12\x1c\n\x14max_sampling_rate_hz\x18\x08 \x01(\x01\x12\x15\n\rmax_in_flight\x18\t \x01(\x05\x12\x13\n\x0bmax_streams\x18\n \x01(\x05\x12\x1a\n\x12\x64\x65\x66\x61ult_deadline_s\x18\x0b \x01(\x01\x12\x19\n\x11max_extra_history\x18\x0c \x01(\x05\x12\x15\n\rmax_page_size\x18\r \x01(\x05\x12\x12\n\nrate_per_s\x18\x0e \x01(\x01\x12\r\n\x05\x62urst\x18\x0f \x01(\x05\x12#\n\x1bmax_in_flight_per_principal\x18\x10 \x01(\x05\x12\x15\n\rstream_idle_s\x18\x11 \x01(\x01\x12\x14\n\x0cmax_stream_s\x18\x12 \x01(\x01\x32_\n\x0bInfoService\x12P\n\rGetServerInfo\x12\x1e.mmecg.v1.GetServerInfoRequest\x1a\x1f.mmecg.v1.GetServerInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1emmecg_pb/v1/info_service.proto\x12\x08mmecg.v1\"\x16\n\x14GetServerInfoRequest\"\xa1\x01\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x15\n\rembedding_dim\x18\x03 \x01(\x05\x12 \n\x06limits\x18\x04 \x01(\x0b\x32\x10.mmecg.v1.Limits\x12\x14\n\x0cintended_use\x18\x05 \x01(\t\x12\x13\n\x0b\x65\x63g_encoder\x18\x06 \x01(\t\"\xbc\x03\n\x06Limits\x12\x19\n\x11max_message_bytes\x18\x01 \x01(\x03\x12\x11\n\tmax_top_k\x18\x02 \x01(\x05\x12\x11\n\tmax_batch\x18\x03 \x01(\x05\x12\x16\n\x0emax_text_chars\x18\x04 \x01(\x05\x12\x16\n\x0emin_duration_s\x18\x05 \x01(\x01\x12\x16\n\x0emax_duration_s\x18\x06 \x01(\x01\x12\x1c\n\x14min_sampling_rate_hz\x18\x07 \x01(\x01\x12\x1c\n\x14max_sampling_rate_hz\x18\x08 \x01(\x01\x12\x15\n\rmax_in_flight\x18\t \x01(\x05\x12\x13\n\x0bmax_streams\x18\n \x01(\x05\x12\x1a\n\x12\x64\x65\x66\x61ult_deadline_s\x18\x0b \x01(\x01\x12\x19\n\x11max_extra_history\x18\x0c \x01(\x05\x12\x15\n\rmax_page_size\x18\r \x01(\x05\x12\x12\n\nrate_per_s\x18\x0e \x01(\x01\x12\r\n\x05\x62urst\x18\x0f \x01(\x05\x12#\n\x1bmax_in_flight_per_principal\x18\x10 \x01(\x05\x12\x15\n\rstream_idle_s\x18\x11 \x01(\x01\x12\x14\n\x0cmax_stream_s\x18\x12 \x01(\x01\x32_\n\x0bInfoService\x12P\n\rGetServerInfo\x12\x1e.mmecg.v1.GetServerInfoRequest\x1a\x1f.mmecg.v1.GetServerInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,9 +34,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSERVERINFOREQUEST']._serialized_start=44
   _globals['_GETSERVERINFOREQUEST']._serialized_end=66
   _globals['_GETSERVERINFORESPONSE']._serialized_start=69
-  _globals['_GETSERVERINFORESPONSE']._serialized_end=209
-  _globals['_LIMITS']._serialized_start=212
-  _globals['_LIMITS']._serialized_end=656
-  _globals['_INFOSERVICE']._serialized_start=658
-  _globals['_INFOSERVICE']._serialized_end=753
+  _globals['_GETSERVERINFORESPONSE']._serialized_end=230
+  _globals['_LIMITS']._serialized_start=233
+  _globals['_LIMITS']._serialized_end=677
+  _globals['_INFOSERVICE']._serialized_start=679
+  _globals['_INFOSERVICE']._serialized_end=774
 # @@protoc_insertion_point(module_scope)

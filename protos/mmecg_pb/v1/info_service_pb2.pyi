@@ -44,6 +44,7 @@ class GetServerInfoResponse(_message.Message):
     EMBEDDING_DIM_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
     INTENDED_USE_FIELD_NUMBER: _builtins.int
+    ECG_ENCODER_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Version of mmecg."""
     fingerprint: _builtins.str
@@ -52,6 +53,8 @@ class GetServerInfoResponse(_message.Message):
     """Length of an embedding."""
     intended_use: _builtins.str
     """What the answers may be used for."""
+    ecg_encoder: _builtins.str
+    """Name of the ECG encoder: "mmecg", or a published one such as "ecg-fm"; see `mmecg encoders`."""
     @_builtins.property
     def limits(self) -> Global___Limits:
         """What the server accepts."""
@@ -64,10 +67,11 @@ class GetServerInfoResponse(_message.Message):
         embedding_dim: _builtins.int = ...,
         limits: Global___Limits | None = ...,
         intended_use: _builtins.str = ...,
+        ecg_encoder: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["embedding_dim", b"embedding_dim", "fingerprint", b"fingerprint", "intended_use", b"intended_use", "limits", b"limits", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ecg_encoder", b"ecg_encoder", "embedding_dim", b"embedding_dim", "fingerprint", b"fingerprint", "intended_use", b"intended_use", "limits", b"limits", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
