@@ -40,6 +40,8 @@ FORMAT_VERSION = 1
 KIND = "backbone"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 BATCH_SIZE = 64
+UNTRAINED = "random-"
+"""What the fingerprint of fresh weights begins with; the seed follows."""
 
 
 class Backbone(nn.Module):
@@ -65,6 +67,11 @@ class Backbone(nn.Module):
     def name(self) -> str:
         """``"mmecg"``, or the encoder's name in the registry."""
         return self.config.encoder
+
+    @property
+    def untrained(self) -> bool:
+        """Whether its weights were fresh when it was made."""
+        return self.fingerprint.startswith(UNTRAINED)
 
     @property
     def leads(self) -> tuple[str, ...]:
@@ -221,7 +228,7 @@ def save_backbone(
     Parameters
     ----------
     path : str or Path
-        Made; its parent is there.
+        Made if missing; its parent is there.
     backbone : Backbone
     seen : sequence of Seen
         What it was trained on since it was loaded; added to what it saw before.
@@ -231,12 +238,10 @@ def save_backbone(
     Raises
     ------
     AlreadyExistsError
-        Something is at ``path``.
+        An encoder is at ``path``.
     """
-    root = Path(path)
-    if root.exists():
-        raise AlreadyExistsError(f"{root} exists already; remove it, or give another path")
-    root.mkdir()
+    root = check_free(path)
+    root.mkdir(exist_ok=True)
     config = replace(backbone.config, seen=(*backbone.config.seen, *seen))
     save_file({name: tensor.contiguous() for name, tensor in backbone.network.state_dict().items()}, root / WEIGHTS)
     name = fingerprint_of(config, root / WEIGHTS)
@@ -244,6 +249,14 @@ def save_backbone(
     content["training"] = dict(training or {})
     (root / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return name
+
+
+def check_free(path: str | Path) -> Path:
+    """Return the path of a folder that holds no encoder, or is not there yet. Raises ``AlreadyExistsError``."""
+    root = Path(path)
+    if any((root / name).exists() for name in (CONFIG, WEIGHTS, "MANIFEST.json")):
+        raise AlreadyExistsError(f"{root} holds an encoder already; remove it, or give another path")
+    return root
 
 
 def with_leads(backbone: Backbone, leads: Sequence[str]) -> Backbone:
@@ -278,14 +291,15 @@ def with_leads(backbone: Backbone, leads: Sequence[str]) -> Backbone:
             held = kept * (held.norm() / kept.norm().clamp(min=1e-12))
         state[key] = held.clone()
     network.load_state_dict(state)
-    return Backbone(config, network.to(backbone.device), "").train(backbone.training)
+    name = backbone.fingerprint if backbone.untrained else ""
+    return Backbone(config, network.to(backbone.device), name).train(backbone.training)
 
 
 def _fresh(config: BackboneConfig, seed: int) -> Backbone:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = build_network(config.encoder, config.hyperparameters, leads=len(config.preprocessing.leads))
-    return Backbone(config, network, f"random-{seed}").eval()
+    return Backbone(config, network, f"{UNTRAINED}{seed}").eval()
 
 
 def _from_bundle(root: Path) -> Backbone:
@@ -366,6 +380,6 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
 
 
 __all__ = [
-    "Backbone", "BackboneConfig", "Seen", "load_backbone", "randomised", "save_backbone", "small_backbone",
-    "with_leads",
+    "Backbone", "BackboneConfig", "Seen", "check_free", "load_backbone", "randomised", "save_backbone",
+    "small_backbone", "with_leads",
 ]  # fmt: skip

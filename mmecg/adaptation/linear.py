@@ -19,6 +19,9 @@ from mmecg.adaptation.scores import label_auroc
 PENALTIES: tuple[float, ...] = (10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4)
 """Candidates, strong to weak: each fit starts from the one before."""
 
+LEAST_SCALE = 1e-2
+"""Least standard deviation that a feature is divided by, as a share of their median."""
+
 MAX_ITERATIONS = 60
 _BIAS_PENALTY = 1e-6  # keeps the bias of a label without positives finite
 
@@ -69,7 +72,7 @@ def fit_linear(
     penalties : sequence of float
         Strong to weak.
     """
-    mean, scale = features.mean(axis=0), features.std(axis=0) + np.float32(1e-6)
+    mean, scale = features.mean(axis=0), _scale(features)
     inputs = torch.from_numpy(np.ascontiguousarray((features - mean) / scale, np.float32))
     others = torch.from_numpy(np.ascontiguousarray((choose[0] - mean) / scale, np.float32))
     targets = torch.from_numpy(values)
@@ -88,6 +91,13 @@ def fit_linear(
                 reached[name] = score
                 best[:, list(columns)], penalty[list(columns)] = solution[:, list(columns)], candidate
     return LinearHead(mean, scale, best[:-1].numpy(), best[-1].numpy(), penalty)
+
+
+def _scale(features: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return standard deviations, but of features that hardly vary a floor: fine-tuning would blow them up."""
+    deviation = features.std(axis=0)
+    floor = LEAST_SCALE * np.median(deviation[deviation > 0]) if deviation.any() else 1.0
+    return np.asarray(np.maximum(deviation, floor), np.float32)
 
 
 def _fit(

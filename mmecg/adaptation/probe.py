@@ -71,7 +71,7 @@ def probe(backbone: Backbone, examples: Examples, config: ProbeConfig) -> ProbeR
     Parameters
     ----------
     backbone : Backbone
-        One without a random row is untrained itself: its fingerprint begins with ``random-``.
+        An untrained one has no other row beside it.
     examples : Examples
     config : ProbeConfig
 
@@ -82,8 +82,11 @@ def probe(backbone: Backbone, examples: Examples, config: ProbeConfig) -> ProbeR
     """
     split = split_folds(examples.table, config.fold, fraction=config.fraction, seed=config.seed)
     inputs = backbone.prepare(examples.ecgs)
-    untrained = backbone.fingerprint.startswith("random-")
-    encoders = {RANDOM: backbone} if untrained else {ENCODER: backbone, RANDOM: randomised(backbone, seed=config.seed)}
+    encoders = (
+        {RANDOM: backbone}
+        if backbone.untrained
+        else {ENCODER: backbone, RANDOM: randomised(backbone, seed=config.seed)}
+    )
     features = {name: encoder.features_of_inputs(inputs) for name, encoder in encoders.items()}
     heads = {name: probe_features(values, examples.table, split, config) for name, values in features.items()}
     logits = {name: heads[name].logits(features[name][split.test]) for name in heads}

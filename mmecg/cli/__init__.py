@@ -36,6 +36,7 @@ COMMANDS = (
     "evaluate-prediction",
     "encoders",
     "import-encoder",
+    "experiment",
     "align",
     "probe",
     "pretrain",
