@@ -18,6 +18,7 @@ from mmecg.errors import (
     NotAlignedError,
     OverloadedError,
     QueryError,
+    StudyNotFoundError,
     VitalsError,
 )
 from mmecg.search import CorpusStore, WriteRequest
@@ -187,7 +188,13 @@ class Ingester:
             Others change the study all the time.
         """
         for _ in range(_UPDATE_ATTEMPTS):
-            ((study, tag),) = self.corpus.tagged([study_id])
+            try:
+                ((study, tag),) = self.corpus.tagged([study_id])
+            except StudyNotFoundError:
+                answered = None if request is None else self.corpus.answered(study_id, request)
+                if answered is None:
+                    raise
+                return answered  # a request that comes again, after the study was deleted
             changed = change(study)
             if changed.study_id != study_id:
                 raise QueryError(

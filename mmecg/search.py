@@ -304,6 +304,9 @@ class CorpusStore(Protocol):
             A study, or the one of that id that is there, is outside the scope.
         """
 
+    def answered(self, study_id: str, request: WriteRequest) -> int | None:
+        """Return the sequence number that a request with ``content`` was answered with; None if it was not."""
+
     def delete(self, study_id: str, *, request: WriteRequest | None = None) -> int:
         """Delete a study; return the committed sequence number. Raises ``StudyNotFoundError``."""
 

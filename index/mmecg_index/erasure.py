@@ -1,7 +1,7 @@
 """Erasing a subject for good: out of the answers at once, then out of every file.
 
-1. One transaction deletes the studies with their embeddings and signals, blanks the digests of the requests that wrote
-   them, and records the erasure (keyed hash of the subject, not done). From its commit on no answer holds the subject.
+1. One transaction deletes the studies with their embeddings and signals, blanks the digests of every request about
+   the subject, and records the erasure (keyed hash of the subject, not done). From its commit on no answer holds it.
 2. What the files still hold goes: the indexes are built anew without the vectors that were removed (an approximate
    segment keeps them under a mark otherwise) and saved, older snapshots are deleted, and the write-ahead log is copied
    into the database and cut to nothing. SQLite overwrites what is deleted (``secure_delete``), but not the copies that
@@ -21,7 +21,6 @@ the process that was given back but not yet used again.
 
 from __future__ import annotations
 
-import json
 import shutil
 import sqlite3
 import time
@@ -41,6 +40,7 @@ from mmecg_index.calls import entered
 from mmecg_index.database import Database, select_in
 from mmecg_index.leftovers import LEFTOVERS
 from mmecg_index.reading import reading
+from mmecg_index.requests import forget
 from mmecg_index.schema import OVERWRITTEN
 from mmecg_index.structure import StructureCheck
 from mmecg_index.table import METADATA, MetadataTable
@@ -206,10 +206,7 @@ class Eraser:
         def operation(connection: sqlite3.Connection) -> Written:
             query = "SELECT row, sequence, subject_id, study_id FROM studies"
             found = list(select_in(connection, query, "subject_id", subjects))
-            numbers = json.dumps(sorted({sequence for _, sequence, *_ in found}))
-            connection.execute(  # all at once: each time, the whole table is read
-                "UPDATE requests SET digest = x'' WHERE sequence IN (SELECT value FROM json_each(?))", (numbers,)
-            )
+            forget(connection, digests, sorted({sequence for _, sequence, *_ in found}))
             removed = remove_rows(connection, [row for row, *_ in found])
             connection.executemany(
                 "INSERT OR REPLACE INTO erasures VALUES (?, ?, ?, 0)",

@@ -75,8 +75,10 @@ class Item:
 
     def _asked(self, request: WriteRequest) -> bytes:
         """Return what the request is about; what the bundle makes of it is not part of that."""
+        if request.content is not None:
+            return change_asked_for(self.study.study_id, request.content)
         digest = hashlib.blake2b(repr((self.study.study_id, self._recipe)).encode())
-        digest.update(self._content_hash if request.content is None else request.content)
+        digest.update(self._content_hash)
         if self._recipe is None:
             for name, vector in sorted((self._embeddings or {}).items()):
                 digest.update(name.encode() + np.asarray(vector, "<f4").tobytes())
@@ -125,6 +127,11 @@ class Item:
         """Return the rows of its embeddings."""
         embeddings = self._embeddings or {}
         return [encode_vector(row, name, self._fingerprint, vector) for name, vector in embeddings.items()]
+
+
+def change_asked_for(study_id: str, content: bytes) -> bytes:
+    """Return what a request is about that says so itself: a change, whose outcome needs the study that it changes."""
+    return b"change\0" + hashlib.blake2b(repr(study_id).encode() + content).digest()
 
 
 class Found(NamedTuple):
@@ -191,7 +198,9 @@ def store_items(connection: sqlite3.Connection, items: Sequence[Item], scope: Sc
             found, stored = item.insert(connection, number)
             there[item.study.study_id], rows[found.row], waiting[found.row] = found, stored, item
         if item.answered:
-            answers[item.answered.key] = new_answers[item.answered.key] = item.answered.answer(number)
+            answers[item.answered.key] = new_answers[item.answered.key] = item.answered.answer(
+                number, item.study.subject_id
+            )
         numbers.append(number)
     _write_vectors(connection, waiting)
     remember(connection, new_answers)

@@ -83,13 +83,14 @@ class StudyQueries:
         """
         if not 1 <= page_size <= MAX_PAGE_SIZE:
             raise QueryError(f"page_size is {page_size}, expected 1 to {MAX_PAGE_SIZE}", field="page_size")
-        after = parse_token(page_token, subject_id)
+        secret = self._database.secret
+        after = parse_token(secret, page_token, subject_id)
         found = (
             self._page(after[0] if after else -1, page_size + 1)
             if subject_id is None
             else self._page_of(subject_id, after or ("", ""), page_size + 1)
         )
-        token = render_token(subject_id, found[page_size - 1][1:]) if len(found) > page_size else ""
+        token = render_token(secret, subject_id, found[page_size - 1][1:]) if len(found) > page_size else ""
         return [study_id for study_id, *_ in found[:page_size]], token
 
     def earlier(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import sqlite3
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 
 from mmecg.errors import AlreadyExistsError, QueryError
@@ -24,7 +25,9 @@ Key = tuple[str, bytes]
 """Principal, and keyed hash of the request id."""
 
 Answer = tuple[bytes, int]
-"""Digest of what was asked for, and sequence number."""
+"""Digest of what was asked for, with the keyed hash of the subject behind it, and sequence number."""
+
+_DIGEST_BYTES = 16
 
 
 class Answered:
@@ -51,7 +54,8 @@ class Answered:
                 field="request_id",
             )
         self.key: Key = (request.principal, digest(secret, "request", request.request_id))
-        self._asked = hashlib.blake2b(asked, key=secret, digest_size=16).digest()
+        self._secret = secret
+        self._asked = hashlib.blake2b(asked, key=secret, digest_size=_DIGEST_BYTES).digest()
 
     def find(self, connection: sqlite3.Connection) -> int | None:
         """Return the sequence number that the request was answered with; None if it was not. See :meth:`check`."""
@@ -60,8 +64,7 @@ class Answered:
     def check(self, stored: Answer | None) -> int | None:
         """Return the sequence number of what :func:`read_answers` found.
 
-        An erasure blanks what was asked for in every write that stored the subject, also for others in the same write;
-        then the request id alone counts.
+        An erasure blanks what was asked for about the subject (see :func:`forget`); then the request id alone counts.
 
         Raises
         ------
@@ -70,15 +73,15 @@ class Answered:
         """
         if stored is None:
             return None
-        if stored[0] not in (self._asked, _BLANK):
+        if stored[0][:_DIGEST_BYTES] not in (self._asked, _BLANK):
             raise AlreadyExistsError(
                 "request_id was used for another request, expected a new one for each; send it with a new request_id"
             )
         return stored[1]
 
-    def answer(self, sequence: int) -> Answer:
-        """Return what is stored of it."""
-        return self._asked, sequence
+    def answer(self, sequence: int, subject_id: str) -> Answer:
+        """Return what is stored of it, which was about a study of this subject."""
+        return self._asked + digest(self._secret, "subject", subject_id), sequence
 
 
 def read_answers(connection: sqlite3.Connection, requests: Iterable[Answered]) -> dict[Key, Answer]:
@@ -103,6 +106,24 @@ def remember(connection: sqlite3.Connection, answers: Mapping[Key, Answer]) -> N
     now = time.time()
     rows = [(*key, *answer, now) for key, answer in answers.items()]
     connection.executemany("INSERT INTO requests VALUES (?, ?, ?, ?, ?)", rows)
+
+
+def forget(connection: sqlite3.Connection, subjects: Sequence[bytes], sequences: Sequence[int]) -> None:
+    """Blank what was asked for in requests about subjects, given by their keyed hashes, and in some writes.
+
+    Whoever has the file and its key could test what a person's study said against a digest, also one of a version that
+    was replaced. Of requests that an earlier release answered only the writes that stored what is there now are known.
+    """
+    connection.execute(  # all at once: each time, the whole table is read
+        "UPDATE requests SET digest = x'' WHERE hex(substr(digest, ?)) IN (SELECT value FROM json_each(?)) "
+        "OR sequence IN (SELECT value FROM json_each(?)) AND length(digest) = ?",
+        (
+            _DIGEST_BYTES + 1,
+            json.dumps([subject.hex().upper() for subject in subjects]),
+            json.dumps(list(sequences)),
+            _DIGEST_BYTES,
+        ),
+    )
 
 
 def trim_now_and_then(connection: sqlite3.Connection, sequence: int) -> None:

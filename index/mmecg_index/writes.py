@@ -18,7 +18,7 @@ from mmecg.study import Scope, Study
 from mmecg_index.calls import entered
 from mmecg_index.codec import content_hash
 from mmecg_index.database import next_sequence
-from mmecg_index.items import Item, check_embeddings, find_all, outside, store_items
+from mmecg_index.items import Item, change_asked_for, check_embeddings, find_all, outside, store_items
 from mmecg_index.queries import StudyQueries, not_found
 from mmecg_index.requests import Answered, remember, trim_now_and_then
 from mmecg_index.writer import Written
@@ -116,6 +116,18 @@ class StudyWrites(StudyQueries):
         self._writer.write(entered(operation, self._database.secret))
         return numbers
 
+    def answered(self, study_id: str, request: WriteRequest) -> int | None:
+        """Return the number that a change of a study was answered with; see :meth:`mmecg.search.CorpusStore.answered`.
+
+        Raises
+        ------
+        AlreadyExistsError
+            The request id stands for something else.
+        """
+        asked = Answered(self._database.secret, request, change_asked_for(study_id, request.content or b""))
+        with self._database.reading() as connection:
+            return asked.find(connection)
+
     def delete(self, study_id: str, *, request: WriteRequest | None = None) -> int:
         """Delete a study; return the committed sequence number.
 
@@ -134,7 +146,7 @@ class StudyWrites(StudyQueries):
                 raise not_found(study_id)
             written = replace(remove_rows(connection, [found.row]), touched=((found.subject_id, study_id),))
             if answered:
-                remember(connection, {answered.key: answered.answer(written.sequence)})
+                remember(connection, {answered.key: answered.answer(written.sequence, found.subject_id)})
                 trim_now_and_then(connection, written.sequence)
             return written
 

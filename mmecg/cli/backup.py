@@ -33,10 +33,13 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the backup."""
     from mmecg_index.backup import back_up
+    from mmecg_index.commands import entered
 
-    from mmecg.cli.output import print_json
+    from mmecg.cli.output import operator, print_json
 
-    made = back_up(args.corpus, args.backup, with_indexes=not args.no_indexes)
+    with entered(args.corpus, "cli.backup", operator()) as command:
+        made = back_up(args.corpus, args.backup, with_indexes=not args.no_indexes)
+        command.items = made.studies
     if args.json:
         print_json({"backup": str(args.backup), **asdict(made)})
     else:

@@ -33,11 +33,14 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the export."""
+    from mmecg_index.commands import entered
     from mmecg_index.transfer import export_corpus
 
-    from mmecg.cli.output import print_json
+    from mmecg.cli.output import operator, print_json
 
-    made = export_corpus(args.corpus, args.export, with_embeddings=args.embeddings)
+    with entered(args.corpus, "cli.export", operator()) as command:
+        made = export_corpus(args.corpus, args.export, with_embeddings=args.embeddings)
+        command.items = made.studies
     if args.json:
         print_json({"export": str(args.export), **asdict(made)})
     else:

@@ -43,13 +43,16 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Store the studies."""
+    from mmecg_index.calls import CallTrail
+    from mmecg_index.commands import Command
     from mmecg_index.transfer import Export
 
-    from mmecg.cli.output import print_json, progress
+    from mmecg.cli.output import operator, print_json, progress
 
     export = Export(args.export)
     corpus, encoder = _open(export, args)
-    with closing(corpus), progress("importing studies", len(export)) as advance:
+    acting = CallTrail(corpus).acting(Command(operator(), "cli.import"))  # an entry in each transaction
+    with closing(corpus), acting, progress("importing studies", len(export)) as advance:
         for count in _store(export, corpus, encoder):
             advance(count)
         stats = corpus.stats()

@@ -59,23 +59,32 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _reindex(path: Path, bundle: Path) -> None:
+    from mmecg_index.commands import entered
     from mmecg_index.corpus import Corpus
     from mmecg_index.reembed import Reembedding
 
     from mmecg.bundle import load_bundle
-    from mmecg.cli.output import progress
+    from mmecg.cli.output import operator, progress
     from mmecg.ingester import INGEST_BATCH
 
     encoder = load_bundle(bundle).encoder
-    with Corpus(path.absolute()) as corpus, progress("embedding studies", corpus.count()) as advance:
+    with (
+        entered(path, "cli.reindex", operator()) as command,
+        Corpus(path.absolute()) as corpus,
+        progress("embedding studies", corpus.count()) as advance,
+    ):
         Reembedding(corpus, encoder, batch=INGEST_BATCH, rest=0, on_batch=advance).run()
+        command.items = corpus.count()
 
 
 def _cancel(path: Path) -> None:
+    from mmecg_index.commands import entered
     from mmecg_index.corpus import Corpus
     from mmecg_index.progress import abandon
 
-    with Corpus(path.absolute()) as corpus:
+    from mmecg.cli.output import operator
+
+    with entered(path, "cli.cancel_reindex", operator()), Corpus(path.absolute()) as corpus:
         abandon(corpus)
 
 

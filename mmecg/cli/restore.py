@@ -38,10 +38,13 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Make the corpus."""
     from mmecg_index.backup import restore
+    from mmecg_index.commands import entered
 
-    from mmecg.cli.output import note, print_json
+    from mmecg.cli.output import note, operator, print_json
 
-    made = restore(args.backup, args.corpus, erasures_from=args.apply_erasures)
+    with entered(args.corpus, "cli.restore", operator()) as command:
+        made = restore(args.backup, args.corpus, erasures_from=args.apply_erasures)
+        command.items = made.studies
     if args.apply_erasures is None:
         note("who was erased after this backup is in it again; see --apply-erasures and `mmecg erase-subject`")
     if args.json:

@@ -197,7 +197,7 @@ def test_a_delete_that_is_sent_again_is_answered(corpus: Corpus) -> None:
 
 
 def test_an_erasure_leaves_the_requests_of_others_answered(corpus: Corpus) -> None:
-    """The digests of a whole write are blanked; who was in that write with the erased subject is answered as before."""
+    """Who was in one write with the erased subject is answered as before, and told of another content."""
     studies, embeddings = [make_study(101), make_study(201)], [make_embedding(101), make_embedding(201)]
     requests = [WriteRequest(request_id=each) for each in ("of the erased", "of another")]
     assert corpus.store(studies, embeddings, requests=requests) == [2, 2]
@@ -205,8 +205,35 @@ def test_an_erasure_leaves_the_requests_of_others_answered(corpus: Corpus) -> No
     after = corpus.sequence
     assert corpus.store(studies, embeddings, requests=requests) == [2, 2]
     assert corpus.sequence == after  # and nobody came back
+    with pytest.raises(AlreadyExistsError):
+        corpus.store([make_study(202)], [make_embedding(202)], requests=requests[1:])
     with pytest.raises(StudyNotFoundError):
         corpus.get([studies[0].study_id])
+
+
+def test_an_erasure_leaves_no_digest_of_what_was_replaced_or_deleted(corpus: Corpus) -> None:
+    """Whoever has the file and its key could test against it what a study of the subject once said, or its id."""
+    mine, other = make_study(101), make_study(201)
+    for number, study in enumerate((mine, other, make_study(101, device="another"), make_study(101, device="third"))):
+        corpus.store([study], [make_embedding(1)], requests=[WriteRequest(request_id=f"r{number}")])
+    corpus.delete(mine.study_id, request=WriteRequest(request_id="d"))
+    corpus.store([mine], [make_embedding(1)], requests=[WriteRequest(request_id="again")])
+    corpus.erase_subject(mine.subject_id)
+    with corpus._database.reading() as connection:
+        digests = [digest for (digest,) in connection.execute("SELECT digest FROM requests")]
+    assert len(digests) == 6
+    assert len([digest for digest in digests if digest]) == 1
+    assert corpus.store([other], [make_embedding(1)], requests=[WriteRequest(request_id="r1")]) == [3]
+    assert corpus.delete(mine.study_id, request=WriteRequest(request_id="d")) == 6
+
+
+def test_an_erasure_blanks_what_an_earlier_release_answered(corpus: Corpus) -> None:
+    corpus.store([make_study(101)], [make_embedding(1)], requests=[WriteRequest(request_id="r")])
+    corpus._database.writer.execute("UPDATE requests SET digest = substr(digest, 1, 16)")
+    assert corpus.store([make_study(101)], [make_embedding(1)], requests=[WriteRequest(request_id="r")]) == [2]
+    corpus.erase_subject(make_study(101).subject_id)
+    with corpus._database.reading() as connection:
+        assert connection.execute("SELECT digest FROM requests").fetchall() == [(b"",)]
 
 
 def test_requests_are_bounded(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,6 +137,20 @@ def test_an_update_that_is_sent_again_is_done_once(retriever: Retriever) -> None
         retriever.update("s0", with_report("x"), request=replace(request, content=b"report: x"))
 
 
+def test_an_update_that_is_sent_again_after_the_study_was_deleted_is_answered(retriever: Retriever) -> None:
+    retriever.ingest([study(0)])
+    request = WriteRequest(request_id="r", content=b"report: sinus rhythm")
+    assert retriever.update("s0", with_report("Sinus rhythm"), request=request) == 2
+    retriever.corpus.delete("s0")
+    assert retriever.update("s0", with_report("Sinus rhythm"), request=request) == 2
+    assert retriever.corpus.stats().studies == 0
+    with pytest.raises(AlreadyExistsError):
+        retriever.update("s0", with_report("x"), request=replace(request, content=b"report: x"))
+    for never in (None, replace(request, request_id="another")):
+        with pytest.raises(StudyNotFoundError):
+            retriever.update("s0", with_report("Sinus rhythm"), request=never)
+
+
 def test_updates_of_many_threads_lose_nothing(retriever: Retriever) -> None:
     retriever.ingest([study(0)])
 

@@ -92,8 +92,6 @@ class _Worker:
         """Send again what was answered before the crash, and what was not: the same answers, and nothing twice."""
         model = self._client._model
         answered = [each for each in model.answered if self._is_mine(each["number"])]
-        # An update of a study that is gone is not found, whether it was answered before or not.
-        answered = [each for each in answered if each["op"] != "update" or each["number"] in self._versions]
         for old in self._random.sample(answered, min(_REPLAYED, len(answered))):
             got = self._send(old)
             if got != old["sequence"]:

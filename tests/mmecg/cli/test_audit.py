@@ -64,3 +64,46 @@ def test_the_trail_as_csv_and_as_a_table_while_a_server_holds_the_corpus(run, tr
             "study-0", "study-18", "study-2", "study-18", "study-4", "study-18"
         ]  # fmt: skip
         assert "study-nurse" in run("audit", trail).out
+
+
+def methods(outcome):
+    return [(one["method"], one["outcome"], one["items"]) for one in entries(outcome)]
+
+
+def test_commands_are_entered(run, corpus, studies, tmp_path):
+    path, count = shutil.copytree(corpus, tmp_path / "corpus"), len(studies)
+    before = len(entries(run("audit", path, "--json")))
+    backup, export = tmp_path / "backup", tmp_path / "export"
+    assert run("backup", path, backup).code == 0
+    assert run("backup", path, backup).code == 2  # is there
+    assert run("export", path, export, "--embeddings").code == 0
+    with Corpus(path):  # as a server has it
+        assert run("backup", path, tmp_path / "second").code == 0
+    assert run("reindex", path, "--cancel").code == 0
+    found = entries(run("audit", path, "--json"))[before:]
+    assert {one["principal"][:4] for one in found} == {"cli:"}
+    assert [(one["method"], one["outcome"], one["items"]) for one in found] == [
+        ("cli.backup", "OK", count),
+        ("cli.backup", "AlreadyExistsError", 0),
+        ("cli.export", "OK", count),
+        ("cli.backup", "OK", count),
+        ("cli.cancel_reindex", "OK", 0),
+    ]
+    assert run("verify", path).code == 0
+
+    assert run("export", backup, tmp_path / "export-2").code == 0
+    assert run("verify", backup).code == 0  # a backup is not changed by who reads it
+    assert run("restore", backup, tmp_path / "restored").code == 0
+    assert methods(run("audit", tmp_path / "restored", "--json"))[-1] == ("cli.restore", "OK", count)
+    assert run("import", export, tmp_path / "imported").code == 0
+    (imported,) = entries(run("audit", tmp_path / "imported", "--json"))
+    assert (imported["method"], imported["items"]) == ("cli.import", count)
+    assert {one["study_id"] for one in imported["touched"]} == {one.study_id for one in studies}
+
+
+def test_a_command_on_what_may_not_be_written_is_done_and_not_entered(run, corpus, tmp_path, monkeypatch):
+    path = shutil.copytree(corpus, tmp_path / "corpus")
+    before = (path / "corpus.sqlite").read_bytes()
+    monkeypatch.setattr("mmecg_index.commands.os.access", lambda *_: False)
+    assert run("export", path, tmp_path / "export").code == 0
+    assert (path / "corpus.sqlite").read_bytes() == before
