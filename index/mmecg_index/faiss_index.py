@@ -90,6 +90,8 @@ class FaissIndex:
         self._compact_lock = threading.Lock()
         self._compacting = False
         self.compaction_s: float | None = None
+        self._last_row = -1
+        """The highest that was ever here."""
         self._state = State(empty_block(dim), empty_block(dim))
         # The tail's blocks are views of these buffers; writes go behind the end of every view.
         self._buffers = (self._state.tail.rows, self._state.tail.matrix)
@@ -106,6 +108,7 @@ class FaissIndex:
         """Replace everything by a state that was read from disk."""
         with self._write_lock:
             self._buffers = (state.tail.rows, state.tail.matrix)
+            self._last_row = max(int(block.rows.max(initial=-1)) for block in state.blocks)
             self._state = state
 
     def exchange(self, segment: Block, mapped: Block) -> None:
@@ -122,10 +125,16 @@ class FaissIndex:
         # np.unique finds first occurrences; reversed, those are the last.
         unique, last = np.unique(np.asarray(rows, np.int64)[::-1], return_index=True)
         with self._write_lock:
-            self._append(self._without(unique)[0], unique, vectors[len(vectors) - 1 - last])
+            state = self._state
+            if len(unique) and unique[0] <= self._last_row:  # else nobody has to look for what they replace
+                state = self._without(unique)[0]
+            self._append(state, unique, vectors[len(vectors) - 1 - last])
+            self._last_row = max(self._last_row, int(unique.max(initial=-1)))
 
     def remove(self, rows: NDArray[np.int64]) -> int:
         """Remove rows; return how many were there."""
+        if not len(rows):
+            return 0
         with self._write_lock:
             state, removed = self._without(check_rows(rows))
             self._state = state
