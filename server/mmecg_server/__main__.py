@@ -44,6 +44,7 @@ from mmecg.search import CorpusStore
 from mmecg.study import Study
 from mmecg_server.config import ServerConfig
 from mmecg_server.logs import log, set_up_logging
+from mmecg_server.memory import bound_arenas
 from mmecg_server.models import Models, find_bundle
 from mmecg_server.server import Server
 
@@ -59,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"mmecg_server: {error}", file=sys.stderr)
         return 2
     set_up_logging()
+    bound_arenas()
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
