@@ -1,7 +1,7 @@
 """Send a server requests that are almost right, and bytes that are nothing at all, and look what comes of it.
 
 Expected: no crash, no INTERNAL, no UNKNOWN; nothing of a study in an answer to somebody who may not see it, nor in the
-log; memory, file handles and threads as before. See tests/robustness/README.md.
+log or the metrics; memory, file handles and threads as before. See tests/robustness/README.md.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +27,7 @@ from mmecg_index.corpus import Corpus
 from mmecg_pb.v1 import corpus_service_pb2, corpus_service_pb2_grpc
 from mmecg_server.auth import METHOD_ROLES
 from mmecg_server.principals import new_token
-from small import FINGERPRINT, HashEncoder, canary, make_study
+from small import CANARY_KG, FINGERPRINT, HashEncoder, canary, make_study
 from wire import Mutator, RawPort, methods
 
 from mmecg.retriever import Retriever
@@ -96,6 +97,7 @@ class Target:
         config.write_text(
             f'corpus = "{folder / "corpus"}"\nport = 0\ntorch_threads = 1\ndrain_s = 5\n'
             + "[limits]\nmax_streams = 16\nmax_message_bytes = 8388608\nstream_idle_s = 5\nconnection_idle_s = 5\n"
+            + "[metrics]\nport = 0\n"
             + (f'[auth]\nprincipals = "{folder / "principals.toml"}"\n' if auth else "")
         )
         command = ["-m", "mmecg_server"] if program else [str(Path(__file__).with_name("small_program.py"))]
@@ -140,6 +142,13 @@ class Target:
             time.sleep(0.1)
         log = self.log.read_text(errors="replace")
         raise RuntimeError(f"the server did not start: {log[-2000:]}")
+
+    def scrape(self) -> str:
+        """Return the metrics."""
+        (line,) = [line for line in self.log.read_text(errors="replace").splitlines() if '"event": "listening"' in line]
+        address = f"http://127.0.0.1:{json.loads(line)['metrics_port']}/metrics"
+        with urllib.request.urlopen(address, timeout=_TIMEOUT_S) as answer:
+            return str(answer.read(), "utf-8")
 
     def state(self) -> dict[str, int]:
         """Return memory in use, file handles and threads."""
@@ -336,14 +345,16 @@ def run(count: int, seed: int, *, auth: bool, program: bool = False) -> dict[str
             before = settle(target, {"sockets": 1, "threads": 0}) if count >= 10_000 else target.state()
             fuzzer.run(count - min(count // 10, 2000))
             after = settle(target, before)
-            answered = probe(target)
+            answered, metrics = probe(target), target.scrape()
         finally:
             code = target.stop()
         log = target.log.read_text(errors="replace")
     lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
     faults = tally.faults + [f"log: {line}" for line in lines if line["event"] == "internal_error"]
     faults += [f"log: {line['code']}" for line in lines if line.get("code") in _FAULTS]
-    faults += ["leak: the log holds text of a study"] if "kanari" in log else []
+    for name, text in {"log": log, "metrics": metrics}.items():
+        leaks = [word for word in ("kanari", str(CANARY_KG)) if word in text]
+        faults += [f"leak: the {name} shows {', '.join(leaks)} of studies"] if leaks or not text else []
     faults += [] if answered == "OK" else [f"an ordinary call afterwards: {answered}"]
     faults += [] if code == 0 else [f"the server ended with {code}"]
     if count >= 10_000 and after["kib"] > before["kib"] + MEMORY_SLACK_KIB:

@@ -63,6 +63,10 @@ def subject_of(number: int) -> int:
     return number // STUDIES_PER_SUBJECT
 
 
+CANARY_KG = 73.58217
+"""Weight of everybody; no output may show it."""
+
+
 def canary(subject: int) -> str:
     """Return a word that stands in every study of a subject and nowhere else."""
     return f"kanari{subject:07d}vogel"
@@ -84,7 +88,12 @@ def make_study(number: int, version: int = 0) -> Study:
         ecg=ecg,
         report=Report.from_text(f"Sinus rhythm, case {number} of {canary(subject)}, read {version} times."),
         notes=(ClinicalNote(f"chest pain, {canary(subject)}, {version}", "triage", acquired_at - timedelta(hours=1)),),
-        vitals=Vitals(age_years=20 + number % 60, sex="female" if number % 2 else "male", heart_rate_bpm=40 + version),
+        vitals=Vitals(
+            age_years=20 + number % 60,
+            sex="female" if number % 2 else "male",
+            weight_kg=CANARY_KG,
+            heart_rate_bpm=40 + version,
+        ),
         labels={"NORM" if number % 4 == 0 else "MI": 100.0},
         site=f"site-{number % 2}",
         device="device-b",

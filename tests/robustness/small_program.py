@@ -21,6 +21,7 @@ def main() -> None:
     if config.corpus is None:
         raise SystemExit("--config names no corpus")
     with Corpus.open(config.corpus, FINGERPRINT, reserve_bytes=0) as corpus, serving(config, corpus) as server:
+        log("listening", host=config.host, port=server.port, metrics_port=server.metrics_port)
         log("serving", port=server.port)
         stop.wait()
 
