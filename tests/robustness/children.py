@@ -18,6 +18,8 @@ class Child:
 
     pid: int
     pipe: int
+    status: int = 0
+    """How it ended, as :func:`os.waitpid` says; 0 until then."""
 
     def line(self, limit_s: float = 60.0) -> bytes:
         """Return all that it writes until it closes the pipe; nothing if it ends before."""
@@ -30,8 +32,10 @@ class Child:
         """Return whether it ended before the time was over."""
         end = time.monotonic() + limit_s
         while time.monotonic() < end:
-            if self.pid and os.waitpid(self.pid, os.WNOHANG)[0]:
-                self.pid = 0
+            if self.pid:
+                ended, self.status = os.waitpid(self.pid, os.WNOHANG)
+                self.pid = 0 if ended else self.pid
+            if not self.pid:
                 return True
             time.sleep(0.005)
         return not self.pid

@@ -23,7 +23,7 @@ enum { HOW_FAIL = 0, HOW_TEAR = 1, HOW_DIE = 2 };
 
 static char below[PATH_MAX];
 static int kinds, nth, error_number, sticky, how, recorder = -1;
-static long met;
+static long met, struck;
 static long shift;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
@@ -67,6 +67,7 @@ static int strikes(int kind) {
     if (nth && (met == nth || (sticky && met > nth))) {
         errno = error_number;
         result = how == HOW_FAIL ? 1 : 2;
+        struck++;
     }
     pthread_mutex_unlock(&lock);
     return result;
@@ -272,7 +273,12 @@ int linkat(int from_dir, const char *from, int to_dir, const char *to, int flags
 int clock_gettime(clockid_t clock, struct timespec *now) {
     REAL(clock_gettime);
     int done = real(clock, now);
-    if (!done && clock == CLOCK_REALTIME) now->tv_sec += shift;
+    if (!done && clock == CLOCK_REALTIME && shift) {
+        now->tv_sec += shift;
+        pthread_mutex_lock(&lock);
+        struck++;
+        pthread_mutex_unlock(&lock);
+    }
     return done;
 }
 
@@ -280,10 +286,10 @@ int clock_gettime(clockid_t clock, struct timespec *now) {
 void disk_watch(const char *directory) { snprintf(below, sizeof below, "%s", directory); }
 void disk_fail(int which, int at, int code, int stays, int way) {
     pthread_mutex_lock(&lock);
-    kinds = which; nth = at; error_number = code; sticky = stays; how = way; met = 0;
+    kinds = which; nth = at; error_number = code; sticky = stays; how = way; met = 0; if (which) struck = 0;
     pthread_mutex_unlock(&lock);
 }
-long disk_met(void) { return met; }
+long disk_struck(void) { return struck; }
 void disk_record(int fd) { recorder = fd; }
 void disk_mark(int64_t number) { record('k', "", NULL, number, NULL, 0); }
 void disk_shift_clock(long seconds) { shift = seconds; }

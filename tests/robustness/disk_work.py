@@ -58,24 +58,23 @@ class Work:
                 continue
             kind = self._random.choices(kinds, (6, 4, 3, 2, 2, 1, 4))[0]
             self._try(kind, lambda one=corpus, kind=kind: getattr(self, f"_{kind}")(one), number >= after)
-        met = disk.met()
         if corpus is None:
             disk.mend()
-            return self._result(met, 0)
+            return self._result(disk, 0)
         self._read(corpus)
         disk.mend()
         self._read(corpus)
         again = self._try("put", lambda: self._put(corpus), False) if corpus.writable else False
         self._replay(corpus)
         self._try("close", corpus.close, True)
-        return self._result(met, int(again))
+        return self._result(disk, int(again))
 
-    def _result(self, met: int, again: int) -> dict[str, Any]:
+    def _result(self, disk: Any, again: int) -> dict[str, Any]:
         return {
             "outcomes": dict(self._outcomes),
             "wrong": self._wrong,
             "writes_again": again,
-            "struck": met > 0 or bool(self._outcomes),
+            "struck": disk.struck() > 0,
         }
 
     def _open(self, count: bool) -> Corpus | None:

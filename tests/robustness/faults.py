@@ -13,6 +13,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -85,9 +86,9 @@ class Disk:
         """Let nothing fail any more."""
         self._functions.disk_fail(0, 0, 0, 0, 0)
 
-    def met(self) -> int:
-        """Return how many calls there were."""
-        return int(self._functions.disk_met())
+    def struck(self) -> int:
+        """Return how many calls have failed."""
+        return int(self._functions.disk_struck())
 
     def record(self, path: Path) -> None:
         """Record every change and sync in a file."""
@@ -148,12 +149,16 @@ class Run:
 
         child = fork(work, self._log)
         answer = child.line(120)
+        child.wait(10)
+        died = os.WIFSIGNALED(child.status) and os.WTERMSIG(child.status) == signal.SIGKILL
         child.kill()
         row = self._row(name)
-        row["struck"] += 1
+        if not answer and not died:
+            self._fail(name, "the work did not end", place)
+        row["struck"] += died
         if answer:
             found = json.loads(answer)
-            row["struck"] -= not found["struck"]
+            row["struck"] += found["struck"]
             row["outcomes"].update(found["outcomes"])
             row["writes again"] += found["writes_again"]
             for complaint in found["wrong"]:

@@ -32,10 +32,24 @@ def test_a_killed_server_loses_nothing(tmp_path: Path) -> None:
     assert not any(total[name] for name in ("lost", "back", "wrong", "index", "audit", "opens that failed"))
 
 
+def test_the_check_finds_what_is_lost_and_what_is_back(tmp_path: Path) -> None:
+    found = run("sabotage", tmp_path)
+    assert found.pop("nothing") == []
+    assert {name: "lost" in promises for name, promises in found.items() if "deleted" in name} == {
+        "a study is deleted": True,
+        "a study is deleted in the file": True,
+    }
+    assert "back" in found["an erased study is put back"]
+    assert "back" in found["a word of somebody erased is left in a file"]
+    assert all(found.values())
+
+
 @pytest.mark.skipif(shutil.which("cc") is None and shutil.which("gcc") is None, reason="there is no C compiler")
 def test_a_disk_that_fails_is_told_of_and_loses_nothing(tmp_path: Path) -> None:
     summary = run("faults", tmp_path, "--each", "1", "--power-cuts", "10", "--flips", "30", "--seed", "4")
     assert {row["opens again"] for row in summary["faults"].values()} == {1, 10}
+    struck = [row["struck"] for row in summary["faults"].values()]
+    assert sum(map(bool, struck)) > len(struck) / 2  # not each is met in so short a work
     flips = summary["flips"]["index files"]
     assert flips["found by verify"] == flips["answers as before"] == flips["flips"] == 30
     assert summary["failures"] == []
