@@ -14,6 +14,7 @@ NAMES: tuple[str, ...] = (
     "random-lead-masking",
     "pair-validity",
     "label-efficiency",
+    "transfer",
     "single-lead",
     "positive-unlabelled",
     "latent-map",
