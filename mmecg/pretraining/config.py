@@ -110,7 +110,8 @@ class PretrainingConfig:
     rlm : float
         Probability with which each lead is hidden; 0 for none. ECG-FM: 0.5.
     augment : bool
-        Gain, noise and baseline wander of :func:`mmecg.training.augment.augment` on every segment.
+        Gain, noise and baseline wander of :func:`mmecg.training.augment.augment` on every segment, in units of the
+        network's input.
     folds : tuple of int
         PTB-XL folds to train on.
     choose_fold : int

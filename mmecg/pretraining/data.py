@@ -81,12 +81,15 @@ def prepare_signals(backbone: Backbone, signals: NDArray[np.int16], sampling_rat
     -------
     float16, shape (recordings, leads, samples)
     """
-    prepared: list[NDArray[np.float16]] = []
-    for signal in signals:
+    prepared = np.empty((0, 0, 0), np.float16)
+    for row, signal in enumerate(signals):
         ecg = Ecg.from_array(signal.astype(np.float32) / 1000, sampling_rate_hz=sampling_rate_hz, leads=LEADS)
         (segments,) = backbone.prepare([ecg])
-        prepared.append(np.concatenate(list(segments), axis=1).astype(np.float16))
-    return np.stack(prepared)
+        joined = np.concatenate(list(segments), axis=1)
+        if not row:
+            prepared = np.empty((len(signals), *joined.shape), np.float16)
+        prepared[row] = joined
+    return prepared
 
 
 @dataclass(frozen=True)

@@ -129,14 +129,13 @@ def run(
         judge = cut(held_out, replace(config, batch_size=min(config.batch_size, len(held_out))))
         watch = _Watch(state, train, held_out, judge, out, quiet)
         if not done:
-            state.before = watch.look(0, {})
-    after = state.before
+            state.before = state.after = watch.look(0, {})
     for epoch in range(done, config.epochs):
         started = time.perf_counter()
         torch.manual_seed((config.seed * 10_000 + epoch) * 1_000 + rank)
         losses = state.epoch(sampler, epoch, device)
         if watch:
-            after = watch.look(epoch + 1, {"seconds": time.perf_counter() - started, **losses})
+            state.after = watch.look(epoch + 1, {"seconds": time.perf_counter() - started, **losses})
         if rank == 0:
             state.save(out, epoch + 1)
     if rank:
@@ -146,7 +145,7 @@ def run(
     path = out / FOLDER
     fingerprint = save_backbone(path, state.average.cpu().eval(), seen=[seen], training=asdict(config))
     (out / FILE).unlink(missing_ok=True)
-    return Pretrained(path, fingerprint, state.before, after)
+    return Pretrained(path, fingerprint, state.before, state.after)
 
 
 def start_backbone(config: PretrainingConfig) -> Backbone:
@@ -176,6 +175,7 @@ class _Run:
         self.objective, self.config, self.steps = objective, config, steps
         self.average = copy.deepcopy(objective.backbone)
         self.before: dict[str, float] = {}
+        self.after: dict[str, float] = {}
         self.step = 0
         self._parameters = [each for each in objective.parameters() if each.requires_grad]
         self._optimizer = torch.optim.AdamW(
@@ -208,12 +208,13 @@ class _Run:
             return 0
         if state["recipe"] != json.loads(json.dumps(asdict(self.config))):
             raise BundleError("checkpoint is of another recipe; remove it, or choose another --out")
-        self.step, self.before = state["step"], state["before"]
+        self.step, self.before, self.after = state["step"], state["before"], state["after"]
         return int(state["epochs_done"])
 
     def save(self, out: Path, epochs_done: int) -> None:
         """Write a checkpoint."""
-        state = {"epochs_done": epochs_done, "step": self.step, "recipe": asdict(self.config), "before": self.before}
+        state = {"epochs_done": epochs_done, "step": self.step, "recipe": asdict(self.config)}
+        state |= {"before": self.before, "after": self.after}
         save_checkpoint(out, objective=self.objective, average=self.average, optimizer=self._optimizer, state=state)
 
     @torch.no_grad()

@@ -204,6 +204,14 @@ def test_recipe_is_read_from_toml_and_arguments_win(tmp_path):
     assert parse_config(PretrainingConfig, asdict(config)) == config
 
 
+def test_the_recipe_of_the_readme_is_one(tmp_path):
+    readme = Path(start_backbone.__code__.co_filename).with_name("README.md").read_text(encoding="utf-8")
+    path = tmp_path / "recipe.toml"
+    path.write_text(readme.partition("```toml\n")[2].partition("```")[0])
+    config = load_pretraining_config(path)
+    assert (config.masked, config.segments.projection, config.rlm) == (False, 128, 0.5)
+
+
 def work(rank: int, port: int, folder: str, config: PretrainingConfig, backbone: Backbone, train: Recordings) -> None:
     os.environ |= {
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": "0"
