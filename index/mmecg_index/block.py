@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import faiss
 import numpy as np
@@ -20,6 +21,9 @@ EXACT_ROWS = 100_000
 
 _MAX_FETCH = 4096
 """Length of a ranking beyond which the exact scan is cheaper."""
+
+_TABLES = frozenset({"_tie_rows", "_position_of_row"})
+"""Of a block: what depends on its rows alone, or is looked through for what is still alive."""
 
 _MAX_SPREAD = 8
 """Rows are looked up in a table unless it would be so many times longer than the block."""
@@ -72,7 +76,7 @@ class Block:
 
     @cached_property
     def _position_of_row(self) -> NDArray[np.int64] | None:
-        """The position of each row that is alive, and -1 for others; None where the rows are too far apart."""
+        """The position of each row that is alive, or was, and -1 for others; None where the rows are too far apart."""
         positions = np.flatnonzero(self.alive)
         rows = self.rows[positions]
         last = int(rows.max(initial=-1))
@@ -87,7 +91,8 @@ class Block:
         table = self._position_of_row
         if table is not None:
             here: NDArray[np.int64] = table[rows[: np.searchsorted(rows, len(table))]]
-            return here if here.min(initial=0) >= 0 else here[here >= 0]
+            here = here if here.min(initial=0) >= 0 else here[here >= 0]
+            return here if self.count == len(self) else here[self.alive[here]]
         known, positions = self.living
         at = np.searchsorted(known, rows)
         at = at[at < len(known)] if len(at) and at[-1] == len(known) else at
@@ -100,7 +105,21 @@ class Block:
             return self
         alive = self.alive.copy()
         alive[positions] = False
-        return replace(self, alive=alive)
+        return self.changed(alive=alive)
+
+    def changed(self, **changes: Any) -> Block:
+        """Return a block of the same rows at the same places, fewer of them alive or stored elsewhere.
+
+        Tables of a million rows take some 10 ms to make: they are handed on.
+        """
+        block = replace(self, **changes)
+        for name in _TABLES & self.__dict__.keys():
+            block.__dict__[name] = self.__dict__[name]
+        return block
+
+    def prepare(self) -> None:
+        """Make the tables, so that the first search finds them."""
+        _ = self.count, self._tie_rows, self._position_of_row
 
     def search(
         self, queries: NDArray[np.float32], k: int, positions: NDArray[np.int64] | None = None

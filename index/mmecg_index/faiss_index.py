@@ -106,6 +106,7 @@ class FaissIndex:
 
     def restore(self, state: State) -> None:
         """Replace everything by a state that was read from disk."""
+        state.segment.prepare()
         with self._write_lock:
             self._buffers = (state.tail.rows, state.tail.matrix)
             self._last_row = max(int(block.rows.max(initial=-1)) for block in state.blocks)
@@ -116,7 +117,9 @@ class FaissIndex:
         with self._write_lock:
             now = self._state
             if now.segment.ann is segment.ann:
-                self._state = State(replace(mapped, alive=now.segment.alive), now.tail)
+                self._state = State(
+                    now.segment.changed(rows=mapped.rows, matrix=mapped.matrix, ann=mapped.ann, mapped=True), now.tail
+                )
 
     def upsert(self, rows: NDArray[np.int64], embeddings: NDArray[np.float32]) -> None:
         """Add vectors, replacing those whose row is there; of a repeated row the last counts."""
@@ -237,7 +240,9 @@ class FaissIndex:
             except ConfigError:
                 if not or_exact:
                     raise
-        return Block(rows[order], matrix, np.ones(len(rows), np.bool_), ann)
+        block = Block(rows[order], matrix, np.ones(len(rows), np.bool_), ann)
+        block.prepare()  # no search waits for it
+        return block
 
     def _room(self, count: int) -> NDArray[np.float32]:
         if self.spill is None or not count:

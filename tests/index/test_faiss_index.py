@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import threading
@@ -287,6 +288,29 @@ def test_writes_during_a_compaction_are_kept(monkeypatch: pytest.MonkeyPatch) ->
     everything = np.arange(4000)
     queries = data[1990:2100]
     same_up_to_ties(index.search(queries, 20, rows=everything), oracle.search(queries, 20, rows=everything))
+
+
+def test_no_search_makes_the_tables_of_a_new_segment(monkeypatch: pytest.MonkeyPatch) -> None:
+    index, made = FaissIndex(DIM, "f", factory="HNSW8"), []
+    original = block.Block._position_of_row.func
+
+    def noted(one: block.Block) -> np.ndarray | None:
+        made.append((threading.current_thread().name, len(one)))
+        return original(one)
+
+    table = functools.cached_property(noted)
+    table.__set_name__(block.Block, "_position_of_row")
+    monkeypatch.setattr(block.Block, "_position_of_row", table)
+    index.upsert(np.arange(300), vectors(300))
+    compaction = threading.Thread(target=index.compact, name="compaction")
+    compaction.start()
+    compaction.join()
+    assert index.remove(np.arange(0, 300, 3)) == 100
+    wanted = np.arange(0, 200, 2)
+    found = index.search(vectors(5, seed=1), 20, rows=wanted)
+    assert set(found.rows.ravel()) <= set(wanted[wanted % 3 > 0].tolist())
+    assert found.plan.rows_passing == np.count_nonzero(wanted % 3)
+    assert [name for name, size in made if size == 300] == ["compaction"]
 
 
 def test_a_cancelled_compaction_changes_nothing() -> None:
