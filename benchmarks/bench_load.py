@@ -6,9 +6,10 @@
 
 The server runs in a process of its own on the bundled model and the demo corpus; the calls of one client start at
 moments fixed in advance (`open_loop.py`). `overload` finds the capacity with callers that wait, then asks for three
-times as much. `ingest` asks for searches alone, then while studies are stored at half of the speed at which they can
-be. `soak` mixes search, read, store, delete, mining and prediction at about half of the capacity and fits a line to the
-server's resident memory. Beside each figure stands its peer: the same server idle, or one that is not overloaded.
+times as much; the CPU that client and server take is shown, because they share the machine. `ingest` asks for searches
+alone, then while studies are stored at half of the speed at which they can be. `soak` mixes search, read, store,
+delete, mining and prediction at about half of the capacity and fits a line to the server's resident memory. Beside each
+figure stands its peer: the same server idle, or one that is not overloaded.
 """
 
 from __future__ import annotations
@@ -140,24 +141,29 @@ async def capacity(call: Callable[[int], Awaitable[Any]], seconds: float) -> flo
     return answered / seconds
 
 
-async def overload(calls: Calls, seconds: float, _: ServerProcess) -> pl.DataFrame:
+async def overload(calls: Calls, seconds: float, server: ServerProcess) -> pl.DataFrame:
     """Ask for half of the capacity, for three times the capacity, and for half again."""
     await capacity(calls.search, 3)
     able = await capacity(calls.search, min(10, seconds))
+    print(f"capacity with {CLIENTS} callers that wait: {able:.0f} searches/s")
     rows = []
     for name, share in (("0.5 x", 0.5), ("3 x", 3.0), ("0.5 x, at once after", 0.5)):
         length = seconds if share > 1 else min(seconds, 15)
+        used, own = server.cpu_s(), time.process_time()
         answers = await run({"search": (share * able, calls.search)}, length, seed=1)
+        used, own = server.cpu_s() - used, time.process_time() - own
         good = [answer for answer in answers if answer.code == "OK"]
-        refused = [answer for answer in answers if answer.code == "RESOURCE_EXHAUSTED"]
-        other = len(answers) - len(good) - len(refused)
-        late = max((answer.ended for answer in good), default=0.0)
-        goodput = len(good) / max(length, late)
-        counts = (len(refused), *percentiles(refused, code="RESOURCE_EXHAUSTED")[:2], other, _recovered(answers))
-        rows.append((name, len(answers) / length, goodput, goodput / able, *percentiles(good)[:2], *counts))
-    print(f"capacity with {CLIENTS} callers that wait: {able:.0f} searches/s")
-    columns = ["asked", "calls/s", "goodput/s", "of capacity", "p50 ms", "p99 ms"]
-    columns += ["refused", "refusal p50 ms", "refusal p99 ms", "other codes", "last refusal at s"]
+        lasted = max(length, *(answer.ended for answer in answers))
+        goodput = len(good) / max(length, *(answer.ended for answer in good))
+        refusals = [
+            value for sent in (True, False) for value in percentiles(answers, code="RESOURCE_EXHAUSTED", sent=sent)[:2]
+        ]
+        late = float(np.percentile([1000 * (answer.started - answer.due) for answer in answers], 99))
+        row = (name, len(answers) / length, goodput, goodput / able, *percentiles(good)[:2], *refusals)
+        rows.append((*row, _recovered(answers), late, used / lasted, own / lasted))
+        print(f"{name}: {codes(answers)}")
+    columns = ["asked", "calls/s", "goodput/s", "of capacity", "p50 ms", "p99 ms", "refusal p50 ms", "refusal p99 ms"]
+    columns += ["since due p50", "since due p99", "last refusal at s", "sent late p99 ms", "server CPUs", "client CPUs"]
     return pl.DataFrame(rows, schema=columns, orient="row")
 
 

@@ -1,7 +1,8 @@
 """An open-loop load generator: calls start at moments fixed in advance, whether or not earlier ones were answered.
 
 A closed loop (call, wait, call) stops asking while the server is slow, and so never sees how long others would have
-waited ("coordinated omission"). Here a call's latency counts from the moment at which it was due.
+waited ("coordinated omission"). Here a call's latency counts from the moment at which it was due. Where that differs
+from the latency since it was sent, the generator was late: it is one thread, and needs CPU of its own.
 """
 
 from __future__ import annotations
@@ -41,6 +42,11 @@ class Answer:
     def latency_ms(self) -> float:
         """From the moment at which the call was due."""
         return 1000 * (self.ended - self.due)
+
+    @property
+    def sent_latency_ms(self) -> float:
+        """From the moment at which the call was sent."""
+        return 1000 * (self.ended - self.started)
 
 
 Call = Callable[[int], Awaitable[object]]
@@ -85,9 +91,17 @@ async def run(calls: dict[str, tuple[float, Call]], seconds: float, *, seed: int
     return answers
 
 
-def percentiles(answers: Sequence[Answer], *, code: str = "OK") -> tuple[float, float, float]:
-    """Return p50, p99 and the longest latency in ms of the calls with a status; NaN if there are none."""
-    latencies = [answer.latency_ms for answer in answers if answer.code == code]
+def percentiles(answers: Sequence[Answer], *, code: str = "OK", sent: bool = False) -> tuple[float, float, float]:
+    """Return p50, p99 and the longest latency in ms of the calls with a status; NaN if there are none.
+
+    Parameters
+    ----------
+    answers : sequence of Answer
+    code : str
+    sent : bool
+        Since the calls were sent, not since they were due.
+    """
+    latencies = [answer.sent_latency_ms if sent else answer.latency_ms for answer in answers if answer.code == code]
     if not latencies:
         return float("nan"), float("nan"), float("nan")
     return float(np.percentile(latencies, 50)), float(np.percentile(latencies, 99)), max(latencies)

@@ -2,8 +2,8 @@
 
 There is no timer. One thread a tower takes whatever waits, encodes it, and takes what has gathered meanwhile; an idle
 tower starts at once. So a lone request never waits, and under load batches grow by themselves. The queue is bounded:
-beyond it a request is refused (:class:`OverloadedError`), and one whose caller has left or run out of time is dropped
-before it costs anything.
+beyond it a request is refused (:class:`OverloadedError`), as is one that would wait for longer than its caller does;
+and one whose caller has left or run out of time is dropped before it costs anything.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ from mmecg_server.call import Call, current_call
 
 Item = TypeVar("Item")
 Vectors = NDArray[np.float32]
+
+SMOOTHING = 0.2
+"""Weight of the newest batch in the moving average of the time that an item takes."""
 
 
 @dataclass(eq=False)
@@ -72,6 +75,7 @@ class MicroBatcher(Generic[Item]):
         self._max_queue = max_queue
         self._waiting: deque[_Ticket[Item]] = deque()
         self._items_waiting = 0
+        self._item_s = 0.0
         self._closed = False
         self._retired = False
         self._changed = threading.Condition()
@@ -84,7 +88,7 @@ class MicroBatcher(Generic[Item]):
         Raises
         ------
         OverloadedError
-            More than ``max_queue`` items wait.
+            More than ``max_queue`` items wait, or so many that the call's deadline would pass first.
         TimeoutError
             The deadline of the thread's call passed, or its caller left.
         """
@@ -118,6 +122,12 @@ class MicroBatcher(Generic[Item]):
             if self._items_waiting + len(items) > self._max_queue:
                 raise OverloadedError(
                     f"{self._items_waiting} items wait to be encoded and at most {self._max_queue} may; try later",
+                    limit="queue",
+                )
+            if time.monotonic() + self._items_waiting * self._item_s > ticket.call.deadline:
+                raise OverloadedError(
+                    f"{self._items_waiting} items wait to be encoded, which takes longer than this call may; "
+                    "try later, or allow more time",
                     limit="queue",
                 )
             self._waiting.append(ticket)
@@ -170,6 +180,7 @@ class MicroBatcher(Generic[Item]):
         started = time.monotonic()
         vectors = self._encode(items)
         ended, start = time.monotonic(), 0
+        self._item_s += SMOOTHING * ((ended - started) / len(items) - self._item_s)
         self._on_batch(len(items))
         for ticket in batch:
             if ticket.call.observe is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -41,6 +42,10 @@ CALLS_PER_PLACE = 8
 """Calls that one connection may have open for each that can be served; further ones wait in its client. Not fewer: a
 caller is better told that there is no place than left to wait for one."""
 
+SWITCH_INTERVAL_S = 0.001
+"""How long a thread may keep the interpreter while another wants it. The thread that takes calls in, and refuses them,
+wants it several times a call, against all that serve one; Python's 5 ms each time would be more than it has."""
+
 KEEPALIVE_MS = 30_000
 HANDSHAKE_MS = 10_000
 """Time for a connection to become one: a stranger that says nothing holds a file handle no longer."""
@@ -72,6 +77,7 @@ class Server:
     def __init__(self, config: ServerConfig, *, tracing: Tracing | None = None) -> None:
         limits = config.limits
         self._config = config
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         self._gate = Gate(limits)
         self.metrics = Metrics()
         self.metrics.watch(running=self._gate.running)

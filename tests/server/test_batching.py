@@ -56,6 +56,20 @@ def hold(encode, pool, batcher):
     return first
 
 
+def test_a_call_that_would_wait_beyond_its_deadline_is_refused_at_once(batcher, encode):
+    batcher._item_s = 1000.0  # what many slow batches would have taught it
+    with ThreadPoolExecutor() as pool, on_behalf_of(Call(time.monotonic() + 900)):
+        first = hold(encode, pool, batcher)  # nothing waits: taken, whatever the last ones took
+        second = pool.submit(batcher, [1])
+        waiting(batcher, 1)
+        with pytest.raises(OverloadedError, match="1 items wait to be encoded, which takes longer") as caught:
+            batcher([2])
+        assert caught.value.limit == "queue"
+        encode.free.set()
+        assert (first.result(60).item(), second.result(60).item()) == (0, 2)
+    assert 0 < batcher._item_s < 1000
+
+
 def test_alone_it_does_not_wait(batcher, encode):
     assert batcher([3]).tolist() == [[6]]
     assert encode.batches == [[3]]

@@ -1,6 +1,7 @@
 """The short form of overload and soak (the long one: benchmarks/bench_load.py). No time is asserted."""
 
 import collections
+import json
 import threading
 import time
 from dataclasses import replace
@@ -28,13 +29,19 @@ HANDLES = Path("/proc/self/fd")
 
 
 @pytest.fixture
-def address(config, encoder, corpus, make_study):
+def server(config, encoder, corpus, make_study):
     limits = replace(config.limits, max_in_flight=CALLS, max_streams=STREAMS)
     with Server(replace(config, limits=limits)) as server:
         retriever = Retriever(encoder, corpus)
         retriever.ingest(make_study(number) for number in range(12))
         server.serve(retriever)
-        yield f"127.0.0.1:{server.port}"
+        yield server
+
+
+@pytest.fixture
+def metric(server):
+    """Return the value of a metric by name and labels."""
+    return lambda name, **labels: server.metrics.registry.get_sample_value(name, labels)
 
 
 def outcome_of(call) -> str:
@@ -79,6 +86,43 @@ def load(address: str, make_ecg, make_study) -> collections.Counter:
         for each in callers:
             each.join()
     return outcomes
+
+
+def test_a_refusal_reads_nothing_and_many_alike_are_counted_and_shown_once(address, metric, log_lines, make_ecg):
+    """While calls without a request hold every place; each refusal is counted, few of them make a line."""
+    request = search_request(Query(ecg=make_ecg(0)), {"top_k": 3})
+    left = threading.Event()
+
+    def nothing():
+        left.wait(120)
+        yield from ()
+
+    refused = 200
+    with grpc.insecure_channel(address) as channel:
+        half_open = channel.stream_stream("/mmecg.v1.InfoService/GetServerInfo")
+        held = [half_open(nothing()) for _ in range(CALLS)]
+        while metric("mmecg_calls_in_flight", kind="unary") < CALLS:
+            time.sleep(0.01)
+        search = search_service_pb2_grpc.SearchServiceStub(channel).Search
+        outcomes = collections.Counter(outcome_of(partial(search, request)) for _ in range(refused))
+        assert outcomes == {"RESOURCE_EXHAUSTED, retry later": refused}
+        left.set()
+        for call in held:
+            call.cancel()
+    method = "SearchService/Search"
+    assert metric("mmecg_calls_total", method=method, code="RESOURCE_EXHAUSTED") == refused
+    assert metric("mmecg_calls_refused_total", reason="calls") == refused
+    assert metric("mmecg_received_bytes_total", method=method) == 0
+
+    def shown() -> tuple[int, int]:
+        lines = [line for line in map(json.loads, log_lines) if line.get("code") == "RESOURCE_EXHAUSTED"]
+        return sum(line.get("more", 1) for line in lines), len(lines)
+
+    deadline = time.monotonic() + 60
+    while shown()[0] < refused and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert shown()[0] == refused
+    assert shown()[1] < refused / 2
 
 
 def handles() -> int:
