@@ -24,8 +24,7 @@ from mmecg.study import without_zone as without_zone
 from mmecg.vitals import Sex
 
 Target = Literal["ecg", "text", "vitals"]
-MAX_TOP_K = 1000
-MAX_PAGE_SIZE = 1000
+MAX_TOP_K = MAX_PAGE_SIZE = 1000
 
 METADATA_SCHEMA: dict[str, pl.DataType] = {
     "row": pl.Int64(),

