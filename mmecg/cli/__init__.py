@@ -39,6 +39,7 @@ COMMANDS = (
     "experiment",
     "align",
     "probe",
+    "finetune",
     "pretrain",
     "review-labels",
     "info",

@@ -72,6 +72,20 @@ def test_probe_refuses_what_cannot_be(run, labelled, tmp_path, extra, message):
     assert message in done.error
 
 
+def test_finetune_writes_a_classifier_that_is_an_encoder_too(run, labelled, tmp_path):
+    out = tmp_path / "out"
+    done = run(*arguments("finetune", labelled, out), "--method", "lora", "--epochs", "1", "--class-weights")
+    assert done.code == 0, done.err
+    assert "linear probe of the encoder" in done.out
+    assert "epoch 1" in done.err
+    metrics = json.loads((out / "metrics.json").read_text("utf-8"))
+    assert metrics["finetune_lora/labels/auroc"]["value"] > 0.8
+    again = run("probe", out, *arguments("probe", labelled, tmp_path / "again")[2:])
+    assert again.code == 0, again.err
+    refused = run(*arguments("finetune", labelled, out))
+    assert (refused.code, "holds an encoder already" in refused.error) == (2, True)
+
+
 def test_probe_needs_labels_beside_other_data(run, labelled, tmp_path):
     done = run(
         "probe", labelled / "encoder", "--data", labelled / "studies.parquet", "--fold", 3, "--out", tmp_path / "o"
