@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from mmecg.adaptation.incomplete import label_loss
+from mmecg.adaptation.linear import PENALTIES, LinearHead, fit_linear
 from mmecg.evaluation.bootstrap import bootstrap_auroc, bootstrap_mean, interval, mean_of_labels
 from mmecg.evaluation.label_metrics import Figure
 from mmecg.evaluation.metrics import auroc, eligible, macro
-from mmecg.evaluation.probe import PENALTIES, Probe, fit_probe
 from mmecg.evaluation.results import Row
 from mmecg.experiments.bench import RANDOM, Bench
 
@@ -18,36 +19,29 @@ CHANCE = 0.5
 """AUROC of the prevalence: a constant score."""
 
 
-def fit_chosen(
+def fit_head(
     features: NDArray[np.float32],
     truth: NDArray[np.float32],
     fit: NDArray[np.int64],
     choose: NDArray[np.int64],
     *,
     penalties: Sequence[float] = PENALTIES,
-) -> Probe:
-    """Fit probes on some rows and return the one with the best macro-AUROC on others.
+) -> LinearHead:
+    """Fit a linear head on some rows; the penalty is the one with the best macro-AUROC on others.
 
     Parameters
     ----------
     features : float32, shape (n, features)
     truth : float32, shape (n, labels)
-        1, 0, or NaN where unknown; rows with an unknown label are left out.
+        1, 0, or NaN where unknown, which has no part.
     fit, choose : int64
         Rows.
     penalties : sequence of float
+        Strong to weak.
     """
-    known = np.asarray(np.isfinite(truth).all(axis=1))
-    fit, choose = (rows[known[rows]] for rows in (fit, choose))
-    positive = truth > 0.5
-    best, best_score = None, -np.inf
-    for penalty in penalties:
-        probe = fit_probe(features[fit], positive[fit], np.arange(len(fit)), penalties=(penalty,))
-        score, _ = macro(auroc(positive[choose], probe.scores(features[choose])), positive[choose], min_positives=1)
-        if best is None or score > best_score:
-            best, best_score = probe, score
-    assert best is not None  # noqa: S101  there is a penalty
-    return best
+    loss = label_loss("known", truth[fit])
+    groups = {"labels": range(truth.shape[1])}
+    return fit_linear(features[fit], truth[fit], loss, (features[choose], truth[choose]), groups, penalties=penalties)
 
 
 def auroc_figure(

@@ -13,7 +13,7 @@ from mmecg.evaluation.label_metrics import Figure
 from mmecg.evaluation.metrics import MIN_POSITIVES
 from mmecg.experiments.bench import RANDOM, Bench
 from mmecg.experiments.experiment import Experiment, Outcome
-from mmecg.experiments.figures import auroc_figure, average, difference, fit_chosen, known_rows, rows_beside, verdict
+from mmecg.experiments.figures import auroc_figure, average, difference, fit_head, known_rows, rows_beside, verdict
 
 SHARES = (0.01, 0.03, 0.1, 0.3, 1.0)
 DRAWS = 3
@@ -70,8 +70,8 @@ def _draws(bench: Bench, share: float) -> list[NDArray[np.int64]]:
 
 def _figure(bench: Bench, name: str, truth: NDArray[np.float32], rows: NDArray[np.int64], least: int) -> Figure:
     features = bench.features(name)
-    probe = fit_chosen(features, truth, rows, bench.split.choose)
-    return auroc_figure(bench, truth, probe.scores(features[bench.split.test]), min_positives=least)
+    probe = fit_head(features, truth, rows, bench.split.choose)
+    return auroc_figure(bench, truth, probe.logits(features[bench.split.test]), min_positives=least)
 
 
 def _scaled(figure: Figure, factor: float) -> Figure:

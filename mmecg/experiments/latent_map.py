@@ -20,7 +20,7 @@ from mmecg.experiments.figures import (
     auroc_figure,
     difference,
     excludes_zero,
-    fit_chosen,
+    fit_head,
     mean_figure,
     rows_beside,
     spoken,
@@ -105,7 +105,7 @@ def _leakage(bench: Bench, what: str) -> _Leakage:
     known = np.flatnonzero(groups >= 0)
     auroc, accuracy = {}, {}
     for name, features in inputs.items():
-        scores = fit_chosen(features, truth, bench.split.fit, bench.split.choose).scores(features[bench.split.test])
+        scores = fit_head(features, truth, bench.split.fit, bench.split.choose).logits(features[bench.split.test])
         auroc[name] = auroc_figure(bench, truth, scores)
         right = (scores.argmax(axis=1) == groups)[known].astype(float)
         accuracy[name] = mean_figure(right, bench.weights[known])

@@ -15,7 +15,7 @@ from mmecg.experiments.figures import (
     auroc_figure,
     difference,
     excludes_zero,
-    fit_chosen,
+    fit_head,
     known_rows,
     rows_beside,
     spoken,
@@ -61,8 +61,8 @@ def measured_features(bench: Bench) -> NDArray[np.float32]:
 
 
 def _scores(bench: Bench, features: NDArray[np.float32], truth: NDArray[np.float32]) -> NDArray[np.float32]:
-    probe = fit_chosen(features, truth, bench.split.fit, bench.split.choose)
-    return probe.scores(features[bench.split.test])
+    probe = fit_head(features, truth, bench.split.fit, bench.split.choose)
+    return probe.logits(features[bench.split.test])
 
 
 def _per_label(

@@ -21,7 +21,7 @@ from mmecg.experiments.experiment import Experiment, Outcome
 from mmecg.experiments.figures import (
     difference,
     excludes_zero,
-    fit_chosen,
+    fit_head,
     mean_figure,
     spoken,
 )
@@ -156,16 +156,16 @@ def _by_encoder(
     split = bench.split
     truth = bench.recordings.truth(bench.recordings.group("superclass"))
     shown = bench.features(name, segments(SEGMENT_S))
-    probe = fit_chosen(shown[:, 0], truth, split.fit, split.choose)
+    probe = fit_head(shown[:, 0], truth, split.fit, split.choose)
     known = split.choose[np.isfinite(truth[split.choose]).all(axis=1)]
-    chosen = expit(probe.scores(shown[known, 0]))
+    chosen = expit(probe.logits(shown[known, 0]))
     share = truth[known].mean(axis=0)
     threshold = [np.quantile(column, 1 - part) for column, part in zip(chosen.T, share, strict=True)]
     centred = shown - shown[split.fit].mean(axis=(0, 1))
     found = {}
     for kind, (one, other) in pairs.items():
         at = 1 if kind == ADJACENT else 0
-        decided = [expit(probe.scores(shown[rows, side])) > threshold for rows, side in ((one, 0), (other, at))]
+        decided = [expit(probe.logits(shown[rows, side])) > threshold for rows, side in ((one, 0), (other, at))]
         same = (decided[0] == decided[1]).all(axis=1).astype(float)
         cosine = (normalise(centred[one, 0]) * normalise(centred[other, at])).sum(axis=1)
         found[kind, "same_predicted"] = _share(bench, same, one)

@@ -12,10 +12,9 @@ from mmecg.adaptation.backbone import small_backbone
 from mmecg.ecg import LEADS, LIMB_LEADS, lead_index
 from mmecg.evaluation.label_metrics import Figure
 from mmecg.evaluation.metrics import MIN_POSITIVES
-from mmecg.evaluation.probe import PENALTIES
 from mmecg.experiments.bench import Bench
 from mmecg.experiments.experiment import Experiment, Outcome
-from mmecg.experiments.figures import CHANCE, auroc_figure, difference, excludes_zero, fit_chosen, known_rows, verdict
+from mmecg.experiments.figures import CHANCE, auroc_figure, difference, excludes_zero, fit_head, known_rows, verdict
 from mmecg.experiments.training import Change, Recipe, outputs, train
 from mmecg.pretraining.masking import lead_masks
 
@@ -107,15 +106,10 @@ def _random(bench: Bench, truth: NDArray[np.float32]) -> dict[str, NDArray[np.fl
     rows = np.concatenate([split.fit, split.choose])
     features = np.zeros((len(bench.recordings), encoder.feature_dim), np.float32)
     features[rows] = outputs(encoder, signals[rows])
-    found = {subset: np.full((len(split.test), truth.shape[1]), np.nan, np.float32) for subset in SUBSETS}
-    tested = {subset: outputs(encoder, signals[split.test], hide(leads)) for subset, leads in SUBSETS.items()}
-    known = np.isfinite(truth[split.fit]).all(axis=0)
-    for columns in (np.flatnonzero(known), np.flatnonzero(~known)):  # superclasses are not known of every recording
-        if len(columns):
-            probe = fit_chosen(features, truth[:, columns], split.fit, split.choose, penalties=PENALTIES[1:3])
-            for subset, values in tested.items():
-                found[subset][:, columns] = probe.scores(values)
-    return found
+    head = fit_head(features, truth, split.fit, split.choose)
+    return {
+        subset: head.logits(outputs(encoder, signals[split.test], hide(leads))) for subset, leads in SUBSETS.items()
+    }
 
 
 EXPERIMENT = Experiment(

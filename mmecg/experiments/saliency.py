@@ -17,14 +17,14 @@ import torch
 from numpy.typing import NDArray
 
 from mmecg.adaptation.backbone import Backbone
+from mmecg.adaptation.linear import LinearHead
 from mmecg.adaptation.towers import OWN
 from mmecg.ecg import LEADS, Ecg, lead_index
 from mmecg.errors import InvalidInputError
 from mmecg.evaluation.label_metrics import Figure
-from mmecg.evaluation.probe import Probe
 from mmecg.experiments.bench import RANDOM, Bench
 from mmecg.experiments.experiment import Experiment, Outcome
-from mmecg.experiments.figures import average, difference, excludes_zero, fit_chosen, mean_figure, rows_beside, verdict
+from mmecg.experiments.figures import average, difference, excludes_zero, fit_head, mean_figure, rows_beside, verdict
 from mmecg.prediction.beats import INDEPENDENT, RATE_HZ, find_beats
 from mmecg.prediction.explain import integrated_gradients
 
@@ -78,10 +78,7 @@ def run(bench: Bench) -> Outcome:
     labels = [f"all/{label}" for label in PLACES]
     truth = bench.recordings.truth(labels)
     split = bench.split
-    probes = {
-        name: fit_chosen(bench.features(name), truth, split.fit, split.choose, penalties=(1e-2,))
-        for name in bench.encoders
-    }
+    probes = {name: fit_head(bench.features(name), truth, split.fit, split.choose) for name in bench.encoders}
     rows, lines = [], []
     gaps: dict[str, list[Figure]] = {RANDOM: [], SIGNAL: []}
     rng = np.random.default_rng(bench.options.seed)
@@ -136,7 +133,7 @@ def inside(ecg: Ecg, place: Place) -> NDArray[np.bool_]:
 
 
 def _shares(
-    bench: Bench, probes: Mapping[str, Probe], column: int, place: Place, chosen: NDArray[np.int64]
+    bench: Bench, probes: Mapping[str, LinearHead], column: int, place: Place, chosen: NDArray[np.int64]
 ) -> dict[str, NDArray[np.float64]]:
     """Return the share of evidence inside the place for each recording, by encoder and baseline."""
     shares: dict[str, list[float]] = {name: [] for name in (*bench.encoders, SIGNAL, "area")}
@@ -153,12 +150,12 @@ def _shares(
     return {name: np.array(values) for name, values in shares.items()}
 
 
-def _saliency(encoder: Backbone, probe: Probe, ecg: Ecg, column: int) -> NDArray[np.float32]:
+def _saliency(encoder: Backbone, head: LinearHead, ecg: Ecg, column: int) -> NDArray[np.float32]:
     """Return what each sample adds to the log-odds of the probe: float32, shape (leads, samples)."""
-    weight = torch.from_numpy(probe.weight[:, column] / probe.scale)
+    weight = torch.from_numpy(head.weight[:, column] / head.scale)
 
     def logits(signal: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = encoder(signal) @ weight  # constants of the probe do not change a gradient
+        found: torch.Tensor = encoder(signal) @ weight  # constants of the head do not change a gradient
         return found[:, None]
 
     (segments,) = encoder.prepare([ecg.resample(RATE_HZ)])

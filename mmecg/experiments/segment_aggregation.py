@@ -15,7 +15,7 @@ from mmecg.experiments.figures import (
     auroc_figure,
     difference,
     excludes_zero,
-    fit_chosen,
+    fit_head,
     known_rows,
     rows_beside,
     verdict,
@@ -87,13 +87,13 @@ def _scores(bench: Bench, name: str, truth: NDArray[np.float32]) -> dict[str, ND
     """Return the scores of the test recordings by reduction: each float32, shape (n, labels)."""
     split = bench.split
     whole = bench.features(name)
-    scores = {WHOLE: fit_chosen(whole, truth, split.fit, split.choose).scores(whole[split.test])}
+    scores = {WHOLE: fit_head(whole, truth, split.fit, split.choose).logits(whole[split.test])}
     shown = bench.features(name, segments(SEGMENT_S))
     count = shown.shape[1]
     flat = shown.reshape(-1, shown.shape[2])
     of_segments = [(rows[:, None] * count + np.arange(count)).ravel() for rows in (split.fit, split.choose)]
-    probe = fit_chosen(flat, np.repeat(truth, count, axis=0), *of_segments)
-    chance = expit(probe.scores(shown[split.test].reshape(-1, shown.shape[2])))
+    probe = fit_head(flat, np.repeat(truth, count, axis=0), *of_segments)
+    chance = expit(probe.logits(shown[split.test].reshape(-1, shown.shape[2])))
     chance = chance.reshape(len(split.test), count, -1)
     return scores | {way: getattr(np, way)(chance, axis=1).astype(np.float32) for way in REDUCTIONS}
 

@@ -17,7 +17,7 @@ from mmecg.experiments.figures import (
     auroc_figure,
     difference,
     excludes_zero,
-    fit_chosen,
+    fit_head,
     known_rows,
     rows_beside,
     spoken,
@@ -89,18 +89,18 @@ def _scores(bench: Bench, name: str, truth: NDArray[np.float32]) -> dict[str, ND
     split, seed = bench.split, bench.options.seed
     whole, placed = bench.features(name), bench.features(name, only([LEAD]))
     other, held_out = (bench.features(name, turned(seed, copy)) for copy in (0, 1))
-    plain = fit_chosen(placed, truth, split.fit, split.choose)
+    plain = fit_head(placed, truth, split.fit, split.choose)
     # The copies follow the recordings themselves; lead I as it was recorded is chosen on.
     both, twice = np.concatenate([placed, other]), np.concatenate([truth, truth])
     fit = np.concatenate([split.fit, split.fit + len(truth)])
-    augmented = fit_chosen(both, twice, fit, split.choose)
+    augmented = fit_head(both, twice, fit, split.choose)
     test = split.test
     return {
-        "12": fit_chosen(whole, truth, split.fit, split.choose).scores(whole[test]),
-        "I": plain.scores(placed[test]),
-        "I_axes": augmented.scores(placed[test]),
-        "turned": plain.scores(held_out[test]),
-        "turned_axes": augmented.scores(held_out[test]),
+        "12": fit_head(whole, truth, split.fit, split.choose).logits(whole[test]),
+        "I": plain.logits(placed[test]),
+        "I_axes": augmented.logits(placed[test]),
+        "turned": plain.logits(held_out[test]),
+        "turned_axes": augmented.logits(held_out[test]),
     }
 
 

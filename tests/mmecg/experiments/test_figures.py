@@ -9,7 +9,7 @@ from mmecg.experiments.figures import (
     average,
     difference,
     excludes_zero,
-    fit_chosen,
+    fit_head,
     mean_figure,
     rows_beside,
     verdict,
@@ -21,9 +21,9 @@ def test_the_penalty_is_chosen_on_the_fold_kept_for_it():
     features = rng.normal(size=(300, 40)).astype(np.float32)
     truth = (features[:, :1] + 0.1 * rng.normal(size=(300, 1)) > 0).astype(np.float32)
     fit, choose = np.arange(60), np.arange(60, 300)
-    penalties = (1.0, 1e-4)
+    penalties = (10.0, 1e-4)
     scores = {
-        penalty: fit_chosen(features, truth, fit, choose, penalties=(penalty,)).scores(features[choose])[:, 0]
+        penalty: fit_head(features, truth, fit, choose, penalties=(penalty,)).logits(features[choose])[:, 0]
         for penalty in penalties
     }
     right = truth[choose, 0] > 0
@@ -32,7 +32,7 @@ def test_the_penalty_is_chosen_on_the_fold_kept_for_it():
         return float((scores[penalty][right][:, None] > scores[penalty][~right][None]).mean())
 
     best = max(penalties, key=pairs)
-    assert fit_chosen(features, truth, fit, choose, penalties=penalties).penalty == best
+    assert fit_head(features, truth, fit, choose, penalties=penalties).penalty.tolist() == [best]
 
 
 def test_rows_with_unknown_labels_are_left_out(bench):
