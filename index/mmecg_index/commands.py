@@ -84,4 +84,9 @@ def _enter(directory: Path, command: Command) -> None:
             insert(connection, secret, [entry])
             connection.execute("COMMIT")
     except (MmecgError, OSError, sqlite3.Error) as error:
-        _LOG.warning("the command is not entered in the audit trail (%s)", type(error).__name__)
+        reason = type(error).__name__
+        _LOG.warning(
+            "the command is not entered in the audit trail (%s)",
+            reason,
+            extra={"event": "command_not_entered", "fields": {"reason": reason}},
+        )

@@ -88,7 +88,8 @@ def test_every_event_has_a_name_and_is_in_the_readme():
         if kind == "server":
             events |= set(message)
             continue
-        (extra,) = (keyword.value for keyword in node.keywords if keyword.arg == "extra")
+        extra = next((keyword.value for keyword in node.keywords if keyword.arg == "extra"), None)
+        assert extra is not None, f"{where}:{node.lineno}: no extra with an event's name"
         given = {key.value: value for key, value in zip(extra.keys, extra.values, strict=True)}
         assert texts(given["event"]), f"{where}:{node.lineno}: an event without a name"
         events |= set(texts(given["event"]))

@@ -19,7 +19,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from mmecg_index.corpus import Corpus
 from mmecg_server import __main__ as program
-from mmecg_server import admission
+from mmecg_server import open_services
 from mmecg_server.config import LimitsConfig
 from mmecg_server.server import Server
 from mmecg_server.service import PREDICTION, SERVICES
@@ -99,7 +99,7 @@ def code_at_the_end(stream) -> str:
 
 
 def test_strangers_cannot_hold_every_thread_by_reflection(config, monkeypatch):
-    monkeypatch.setattr(admission, "OPEN_STREAM_S", 0.3)
+    monkeypatch.setattr(open_services, "OPEN_S", 0.3)
     held = threading.Event()
 
     def requests():
