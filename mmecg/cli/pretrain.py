@@ -15,7 +15,7 @@ _EXAMPLES = """\
 examples:
   mmecg pretrain --data ptb-xl/ --out pretrained/                               our tower at toy width
   mmecg pretrain --data ptb-xl/ --out pretrained/ --no-masked --cmsc patient
-  mmecg pretrain --data ptb-xl/ --out pretrained/ --encoder ecg-fm --config recipe.toml
+  mmecg pretrain --data mimic-iv-ecg/ --out pretrained/ --encoder ecg-fm --config recipe.toml
   torchrun --nproc-per-node 4 -m mmecg pretrain --data ptb-xl/ --out pretrained/ --encoder encoders/ecg-fm/
 """
 
@@ -30,7 +30,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "that was interrupted goes on where it stopped. The result is a directory for mmecg probe, finetune and build.",
         epilog=_EXAMPLES,
     )
-    parser.add_argument("--data", type=Path, required=True, help="PTB-XL folder")
+    parser.add_argument("--data", type=Path, required=True, help="PTB-XL folder, or what mmecg build takes")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run: backbone, log, curves, checkpoint")
     parser.add_argument(
         "--config",
@@ -67,13 +67,16 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Pretrain, and print what was measured before and after."""
     from mmecg.cli.output import note, print_json, print_table
+    from mmecg.cli.sources import open_source
     from mmecg.pretraining import load_pretraining_config, pretrain
 
     names = ("encoder", "fresh", "masked", "cmsc", "rlm", "choose_fold", "include_test_folds", "epochs", "batch_size")
     given = {name: getattr(args, name) for name in (*names, "seed")}
     folds = None if args.folds is None else parse_folds(args.folds)
     config = load_pretraining_config(args.config, folds=folds, **given)
-    done = pretrain(config, args.data, args.out, quiet=args.quiet or args.json)
+    ptb_xl = (args.data / "ptbxl_database.csv").is_file()
+    data, name = (args.data, "PTB-XL") if ptb_xl else (open_source(args.data), args.data.resolve().stem)
+    done = pretrain(config, data, args.out, name=name, quiet=args.quiet or args.json)
     if done is None:  # a process of torchrun that is not the first
         return 0
     if args.json:

@@ -11,7 +11,7 @@ from mmecg.encoders.ecg_fm import EcgFmConfig
 
 Pairs = Literal["recording", "patient", "off"]
 TEST_FOLDS = frozenset({9, 10})
-"""Folds of PTB-XL that figures are reported on."""
+"""Folds that figures are reported on."""
 
 
 @dataclass(frozen=True)
@@ -113,13 +113,11 @@ class PretrainingConfig:
         Gain, noise and baseline wander of :func:`mmecg.training.augment.augment` on every segment, in units of the
         network's input.
     folds : tuple of int
-        PTB-XL folds to train on.
+        Folds to train on: of PTB-XL, or by a hash of the subject for other data.
     choose_fold : int
         Fold on which progress is measured; never one of ``folds``.
     include_test_folds : bool
         Allow folds 9 and 10 among them.
-    source_rate_hz : {0, 100, 500}
-        Which copy of PTB-XL to read; 0 is 100 for a network at up to 100 Hz, else 500.
     epochs, batch_size, learning_rate, weight_decay, warmup_fraction, average_decay, seed
         AdamW with a one-cycle schedule. ``batch_size`` is of segment pairs, over all processes. With
         ``average_decay`` above 0, an exponential average of the weights is what is kept.
@@ -140,7 +138,6 @@ class PretrainingConfig:
     folds: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7)
     choose_fold: int = 8
     include_test_folds: bool = False
-    source_rate_hz: Literal[0, 100, 500] = 0
     epochs: int = 20
     batch_size: int = 128
     learning_rate: float = 1e-3

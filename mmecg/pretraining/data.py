@@ -1,95 +1,20 @@
-"""Recordings in memory, as a network takes them, and the pairs of segments drawn from them."""
+"""The pairs of segments that batches are made of."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mmecg.adaptation.backbone import Backbone
-from mmecg.datasets.ptb_xl import (
-    read_ptb_xl_signals,
-    read_ptb_xl_table,
-    read_scp_statements,
-    superclass_matrix,
-)
-from mmecg.datasets.splits import select_folds
-from mmecg.ecg import LEADS, Ecg
 from mmecg.errors import ConfigError
 from mmecg.pretraining.config import PretrainingConfig
 from mmecg.pretraining.masking import lead_masks, span_masks
+from mmecg.pretraining.recordings import Recordings
 from mmecg.training.augment import augment
-
-
-@dataclass(frozen=True)
-class Recordings:
-    """Prepared recordings of one length.
-
-    Attributes
-    ----------
-    signals : float16, shape (recordings, leads, samples)
-        As :meth:`Backbone.prepare` gives them, segments joined in time. Half precision halves the memory; its rounding
-        (0.0005 at 1 mV) is below the noise of a recording.
-    subject_ids : list of str, length recordings
-    superclass : bool, shape (recordings, labels=5)
-        For the probe only; no loss sees it.
-    """
-
-    signals: NDArray[np.float16]
-    subject_ids: list[str]
-    superclass: NDArray[np.bool_]
-
-    def __len__(self) -> int:
-        return len(self.subject_ids)
-
-
-def load_recordings(
-    folder: Path, backbone: Backbone, config: PretrainingConfig, *, folds: Sequence[int], quiet: bool = False
-) -> Recordings:
-    """Read folds of a PTB-XL folder and prepare them for a backbone.
-
-    Raises
-    ------
-    InvalidInputError
-        The folder cannot be read, lacks the folds, or a patient is inside and outside of them.
-    """
-    table = select_folds(read_ptb_xl_table(folder), folds)
-    rate = config.source_rate_hz or (100 if backbone.sampling_rate_hz <= 100 else 500)
-    read = read_ptb_xl_signals(folder, table, sampling_rate_hz=rate, quiet=quiet)
-    return Recordings(
-        prepare_signals(backbone, read.signals, rate),
-        read.table["subject_id"].to_list(),
-        superclass_matrix(read.table, read_scp_statements(folder)),
-    )
-
-
-def prepare_signals(backbone: Backbone, signals: NDArray[np.int16], sampling_rate_hz: float) -> NDArray[np.float16]:
-    """Return what a backbone makes of signals, segments joined in time.
-
-    Parameters
-    ----------
-    backbone : Backbone
-    signals : int16, shape (recordings, leads=12, samples), µV
-    sampling_rate_hz : float
-
-    Returns
-    -------
-    float16, shape (recordings, leads, samples)
-    """
-    prepared = np.empty((0, 0, 0), np.float16)
-    for row, signal in enumerate(signals):
-        ecg = Ecg.from_array(signal.astype(np.float32) / 1000, sampling_rate_hz=sampling_rate_hz, leads=LEADS)
-        (segments,) = backbone.prepare([ecg])
-        joined = np.concatenate(list(segments), axis=1)
-        if not row:
-            prepared = np.empty((len(signals), *joined.shape), np.float16)
-        prepared[row] = joined
-    return prepared
 
 
 @dataclass(frozen=True)

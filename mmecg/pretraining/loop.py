@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,9 +19,11 @@ from mmecg.adaptation.towers import build_network
 from mmecg.encoders.ecg_fm import SPEC as ECG_FM
 from mmecg.errors import AlreadyExistsError, BundleError
 from mmecg.pretraining.config import PretrainingConfig
-from mmecg.pretraining.data import PairSampler, Recordings, load_recordings
+from mmecg.pretraining.data import PairSampler
 from mmecg.pretraining.objective import TERMS, Objective
+from mmecg.pretraining.recordings import Recordings, ptb_xl_recordings, study_recordings
 from mmecg.pretraining.validation import PROBE, pretext_measures, probe_auroc
+from mmecg.study import Study
 from mmecg.training.checkpoint import FILE, load_checkpoint, save_checkpoint
 from mmecg.training.distributed import average_gradients, initialise
 from mmecg.training.progress import append_log, one_cycle, trim_log
@@ -56,17 +58,21 @@ class Pretrained:
     after: Mapping[str, float]
 
 
-def pretrain(config: PretrainingConfig, data: Path, out: Path, *, quiet: bool = False) -> Pretrained | None:
-    """Pretrain an encoder on PTB-XL.
+def pretrain(
+    config: PretrainingConfig, data: Path | Iterable[Study], out: Path, *, name: str = "PTB-XL", quiet: bool = False
+) -> Pretrained | None:
+    """Pretrain an encoder.
 
     Parameters
     ----------
     config : PretrainingConfig
-    data : Path
-        PTB-XL folder.
+    data : Path or iterable of Study
+        PTB-XL folder, or other studies; these bring no labels, so that there is no probe.
     out : Path
         Gets ``backbone/``, ``log.jsonl``, ``curves.png`` and, while it runs, ``checkpoint.safetensors``; an interrupted
         run in the same folder goes on after its last whole epoch.
+    name : str
+        Of the data, for the contamination card of what comes out.
     quiet : bool
         No progress on standard error.
 
@@ -82,7 +88,7 @@ def pretrain(config: PretrainingConfig, data: Path, out: Path, *, quiet: bool = 
     ConfigError
         The recipe does not fit the encoder or the data.
     InvalidInputError
-        The data folder cannot be read or lacks the folds.
+        The data cannot be read or lacks the folds.
     BundleError
         The encoder's directory, or the checkpoint in ``out``, is damaged or of another recipe.
     """
@@ -90,28 +96,31 @@ def pretrain(config: PretrainingConfig, data: Path, out: Path, *, quiet: bool = 
     if (out / FOLDER).exists():
         raise AlreadyExistsError(f"{out / FOLDER} exists already; remove it, or give another --out")
     backbone = start_backbone(config)
-    still = quiet or rank > 0
-    train = load_recordings(data, backbone, config, folds=config.folds, quiet=still)
-    held_out = load_recordings(data, backbone, config, folds=[config.choose_fold], quiet=still) if rank == 0 else None
-    return run(config, backbone, train, held_out, out, place=(rank, world, device), quiet=quiet)
+    if isinstance(data, Path):
+        train = ptb_xl_recordings(data, backbone, config.folds, quiet=quiet or rank > 0)
+        held_out = ptb_xl_recordings(data, backbone, [config.choose_fold], quiet=quiet or rank > 0)
+    else:
+        train, held_out = study_recordings(data, backbone, [config.folds, [config.choose_fold]])
+    return run(config, backbone, train, held_out, out, place=(rank, world, device), name=name, quiet=quiet)
 
 
 def run(
     config: PretrainingConfig,
     backbone: Backbone,
     train: Recordings,
-    held_out: Recordings | None,
+    held_out: Recordings,
     out: Path,
     *,
     place: tuple[int, int, torch.device] = (0, 1, torch.device("cpu")),
+    name: str = "PTB-XL",
     quiet: bool = False,
 ) -> Pretrained | None:
     """Pretrain a backbone on recordings in memory; what :func:`pretrain` does after reading.
 
     Parameters
     ----------
-    held_out : Recordings, optional
-        What progress is measured on, by the first process; without it there is no log.
+    held_out : Recordings
+        What progress is measured on, by the first process.
     place : tuple of (rank, world size, device)
     """
     rank, world, device = place
@@ -124,7 +133,7 @@ def run(
     state = _Run(objective, config, steps=sampler.batches * config.epochs)
     done = state.resume(out)
     watch = None
-    if rank == 0 and held_out is not None:
+    if rank == 0:
         trim_log(out, done)
         judge = cut(held_out, replace(config, batch_size=min(config.batch_size, len(held_out))))
         watch = _Watch(state, train, held_out, judge, out, quiet)
@@ -141,7 +150,7 @@ def run(
     if rank:
         return None
     folds = ", ".join(map(str, config.folds))
-    seen = Seen("PTB-XL", "pretraining", f"mmecg pretrain on folds {folds}, without labels", config.folds)
+    seen = Seen(name, "pretraining", f"mmecg pretrain on folds {folds}, without labels", config.folds)
     path = out / FOLDER
     fingerprint = save_backbone(path, state.average.cpu().eval(), seen=[seen], training=asdict(config))
     (out / FILE).unlink(missing_ok=True)

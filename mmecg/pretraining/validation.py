@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from mmecg.adaptation.backbone import Backbone
 from mmecg.evaluation.metrics import auroc, macro
 from mmecg.evaluation.probe import fit_probe
-from mmecg.pretraining.data import PairSampler, Recordings
+from mmecg.pretraining.data import PairSampler
 from mmecg.pretraining.objective import MEASURES, TERMS, Objective
+from mmecg.pretraining.recordings import Recordings
 
 PROBE = "probe_auroc"
 

@@ -10,7 +10,7 @@ import pytest
 from mmecg.adaptation.backbone import Backbone, randomised, small_backbone
 from mmecg.datasets.synthetic import synthetic_ecg
 from mmecg.pretraining.config import MaskedConfig, PretrainingConfig, SegmentConfig
-from mmecg.pretraining.data import Recordings
+from mmecg.pretraining.recordings import Recordings
 
 TINY = {"stem_width": 8, "widths": [8, 16], "kernels": [5, 3], "strides": [2, 4]}
 

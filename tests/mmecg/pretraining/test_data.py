@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from mmecg.datasets.synthetic import synthetic_ecg
 from mmecg.errors import ConfigError, InvalidInputError
-from mmecg.pretraining.data import PairSampler, Recordings, load_recordings
+from mmecg.pretraining.data import PairSampler
+from mmecg.pretraining.recordings import Recordings, ptb_xl_recordings, study_recordings
+from mmecg.study import Study
 
 SAMPLES = 400
 
@@ -100,14 +103,14 @@ def test_ranks_share_what_one_process_draws(config, train):
 
 
 def test_only_the_folds_are_read_and_their_patients_are_nowhere_else(folder, backbone, config):
-    train = load_recordings(folder, backbone, config, folds=[1, 2])
-    held_out = load_recordings(folder, backbone, config, folds=[3])
+    train = ptb_xl_recordings(folder, backbone, [1, 2])
+    held_out = ptb_xl_recordings(folder, backbone, [3])
     assert train.signals.shape == (24, 12, 1000)
     assert train.signals.dtype == np.float16
     assert len(held_out) == 12
     assert not set(train.subject_ids) & set(held_out.subject_ids)
     with pytest.raises(InvalidInputError, match="no record is in fold 7"):
-        load_recordings(folder, backbone, config, folds=[7])
+        ptb_xl_recordings(folder, backbone, [7])
 
 
 def test_a_patient_on_two_sides_is_refused(folder, backbone, config, tmp_path):
@@ -117,7 +120,7 @@ def test_a_patient_on_two_sides_is_refused(folder, backbone, config, tmp_path):
     lines[1] = lines[1].replace(",1,records100", ",9,records100")
     (tmp_path / "ptbxl_database.csv").write_text("\n".join(lines))
     with pytest.raises(InvalidInputError, match="inside and outside"):
-        load_recordings(tmp_path, backbone, config, folds=[1])
+        ptb_xl_recordings(tmp_path, backbone, [1])
 
 
 def test_what_does_not_fit_is_refused(config, train):
@@ -125,3 +128,21 @@ def test_what_does_not_fit_is_refused(config, train):
         PairSampler(train, config, samples=501, steps=25, sampling_rate_hz=100)
     with pytest.raises(ConfigError, match="expected at most 32 recordings"):
         sampler(train, config, batch_size=33)
+
+
+def test_other_studies_have_folds_by_subject(backbone):
+    def study(number, **changes):
+        return Study(study_id=f"s{number}", subject_id=f"p{number // 2}", ecg=synthetic_ecg(seed=number, **changes))
+
+    studies = [study(number) for number in range(60)]
+    train, held_out = study_recordings(studies, backbone, [range(1, 8), [8]])
+    assert train.signals.shape[1:] == (12, 1000)
+    assert len(train) > len(held_out) > 0
+    assert not set(train.subject_ids) & set(held_out.subject_ids)
+    assert all(train.subject_ids.count(subject) == 2 for subject in train.subject_ids)
+    short = [study(number, duration_s=9.9) for number in range(60)]
+    longer = [study(number, duration_s=12.0, sampling_rate_hz=250) for number in range(60)]
+    (both,) = study_recordings([*short, *longer], backbone, [range(1, 8)])
+    assert both.signals.shape == train.signals.shape
+    with pytest.raises(InvalidInputError, match="no recording of 10 s or more is in fold 1"):
+        study_recordings(short, backbone, [[1]])

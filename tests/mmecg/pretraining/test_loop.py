@@ -16,10 +16,11 @@ from mmecg.datasets.synthetic import synthetic_ecg
 from mmecg.encoders.ecg_fm import EcgFmConfig
 from mmecg.errors import AlreadyExistsError, BundleError, ConfigError
 from mmecg.pretraining.config import PretrainingConfig, SegmentConfig, load_pretraining_config
-from mmecg.pretraining.data import PairSampler, Recordings, prepare_signals
+from mmecg.pretraining.data import PairSampler
 from mmecg.pretraining.loop import _Run, pretrain, run, start_backbone
 from mmecg.pretraining.objective import Objective
 from mmecg.pretraining.pretext import ConvolutionalPretext, TransformerPretext
+from mmecg.pretraining.recordings import Recordings, prepare_signals
 from mmecg.training.distributed import average_gradients, initialise
 
 CPU = torch.device("cpu")

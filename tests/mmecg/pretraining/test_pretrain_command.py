@@ -7,7 +7,10 @@ import pytest
 from mmecg.adaptation.backbone import load_backbone
 from mmecg.cli import main
 from mmecg.cli.pretrain import parse_folds
+from mmecg.datasets.parquet import write_studies
+from mmecg.datasets.synthetic import synthetic_ecg
 from mmecg.errors import InvalidInputError
+from mmecg.study import Study
 
 RECIPE = ("--folds", "1-2", "--choose-fold", "3", "--epochs", "1", "--batch-size", "8", "--no-masked")
 
@@ -19,6 +22,18 @@ def test_command_pretrains_and_prints_before_and_after(folder, tmp_path, capsys)
     assert printed["seed"] == 3
     assert printed["before"].keys() == printed["after"].keys() >= {"val_segments_top_1", "probe_auroc"}
     assert load_backbone(printed["path"]).fingerprint == printed["fingerprint"]
+
+
+def test_a_table_of_studies_is_pretrained_on(tmp_path, capsys):
+    studies = [
+        Study(study_id=str(number), subject_id=str(number), ecg=synthetic_ecg(seed=number)) for number in range(60)
+    ]
+    write_studies(studies, tmp_path / "mine.parquet")
+    arguments = ["pretrain", "--data", str(tmp_path / "mine.parquet"), "--out", str(tmp_path / "out"), "--no-masked"]
+    assert main([*arguments, "--epochs", "1", "--batch-size", "8", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert "probe_auroc" not in printed["after"]
+    assert [seen.data for seen in load_backbone(printed["path"]).config.seen] == ["mine"]
 
 
 def test_test_folds_are_refused(folder, tmp_path, capsys):
