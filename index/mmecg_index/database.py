@@ -94,7 +94,7 @@ def translated(error: sqlite3.Error) -> Exception:
         return OverloadedError("the corpus is held by another program; send it again")
     if code == sqlite3.SQLITE_CANTOPEN:
         return NotReadyError("the corpus cannot be opened again now (too many open files?); send it again")
-    if code in _FAULTS or type(error) is sqlite3.DatabaseError:
+    if code in _FAULTS or type(error) is sqlite3.DatabaseError or _is_undecodable(error):
         return damaged()
     return error
 
@@ -242,7 +242,8 @@ class Database:
             told = translated(error)
             if told is error:
                 raise
-            raise told from error
+            # What the one says quotes the text that is stored.
+            raise told from (None if _is_undecodable(error) else error)
 
     @property
     def checkpoint_is_due(self) -> bool:
@@ -290,6 +291,11 @@ class Database:
             connection.close()
         else:
             self._idle.put(connection)
+
+
+def _is_undecodable(error: sqlite3.Error) -> bool:
+    """Return True if a text is no UTF-8 any more, which Python's module says in an error without a code."""
+    return not _code(error) and str(error).startswith("Could not decode")
 
 
 def _code(error: sqlite3.Error) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sqlite3
 import time
+import traceback
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from mmecg_index.corpus import Corpus
 from mmecg_index.reading import FILE
 from mmecg_index.structure import StructureCheck, is_whole
+from mmecg_index.verify import verify
 
 from mmecg.errors import IndexFormatError, MmecgError, StudyNotFoundError, SubjectNotFoundError
 from mmecg.study import Scope
@@ -83,6 +85,20 @@ def test_no_answer_leaves_out_what_a_damaged_tree_hides(
         corpus._database.condemn()
         with pytest.raises(IndexFormatError):
             corpus.within(Scope(sites=frozenset({"north"}))).get(["study-0000-é"])
+
+
+def test_a_text_that_is_no_text_any_more_is_damage_and_not_quoted(filled: Path, study: Callable) -> None:
+    with Corpus(filled) as corpus:
+        corpus._database.writer.execute(
+            "UPDATE studies SET document = CAST(CAST(substr(document, 1, 60) AS BLOB) || x'ff' "
+            "|| CAST(substr(document, 62) AS BLOB) AS TEXT) WHERE study_id = ?",
+            (study(1).study_id,),
+        )
+        with pytest.raises(IndexFormatError, match="damaged") as caught:
+            corpus.get([study(1).study_id])
+        assert "Sinus" not in "".join(traceback.format_exception(caught.value))
+        assert corpus.get([study(2).study_id])
+    assert not verify(filled).ok
 
 
 def test_a_large_file_is_checked_once_it_is_open(
