@@ -40,7 +40,7 @@ def probe_auroc(
 ) -> dict[str, float]:
     """Return the superclass macro-AUROC of a linear probe on frozen features; labels are read for this alone.
 
-    Empty if no superclass is both there and missing in ``held_out``.
+    Empty without labels, and if no superclass is both there and missing in ``held_out``.
 
     Parameters
     ----------
@@ -54,6 +54,8 @@ def probe_auroc(
     labelled = np.flatnonzero(train.superclass.any(1))
     rows = np.random.default_rng(seed).permutation(labelled)[:records]
     tested = np.flatnonzero(held_out.superclass.any(1))
+    if not len(rows) or not len(tested):
+        return {}
     subjects = [train.subject_ids[row] for row in rows]
     probe = fit_probe(features_of(backbone, train, rows), train.superclass[rows], subjects, seed=seed)
     scores = probe.scores(features_of(backbone, held_out, tested))
