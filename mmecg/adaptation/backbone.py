@@ -217,7 +217,7 @@ def small_backbone(seed: int = 0) -> Backbone:
 
 def randomised(backbone: Backbone, *, seed: int = 0) -> Backbone:
     """Return a backbone of the same network and preprocessing with fresh weights."""
-    return _fresh(replace(backbone.config, seen=()), seed)
+    return _fresh(replace(backbone.config, seen=()), seed).to(backbone.device)
 
 
 def save_backbone(

@@ -27,7 +27,7 @@ from mmecg.adaptation.finetune_config import RATES, FinetuneConfig
 from mmecg.adaptation.incomplete import Incomplete, LabelLoss, label_loss
 from mmecg.adaptation.label_table import LabelTable, Split, split_folds
 from mmecg.adaptation.lead_axes import random_axis
-from mmecg.adaptation.linear import fit_linear
+from mmecg.adaptation.linear import LinearHead, fit_linear
 from mmecg.adaptation.lora import add_lora, merge_lora
 from mmecg.adaptation.probe import ENCODER, RANDOM, ProbeConfig, priors_of, probe_features, run_facts
 from mmecg.adaptation.scores import ScoreTable, label_auroc, score_systems
@@ -114,18 +114,18 @@ class _Run:
     def __init__(self, backbone: Backbone, examples: Examples, split: Split, config: FinetuneConfig) -> None:
         self.examples, self.split, self.config = examples, split, config
         self.inputs = backbone.prepare(examples.ecgs)
-        if config.method == "full" and backbone.untrained:
-            _settle(backbone, [self.inputs[row] for row in split.fit])
         self.features = backbone.features_of_inputs(self.inputs)
         self.probe = ProbeConfig(
             config.fold, config.fraction, config.incomplete, config.prior, config.resamples, config.seed
         )
         self.loss, self.values = self._labels()
-        choose = _choosing(examples.table, split, config.incomplete)
-        fitted = self.features[split.fit]
-        values = examples.table.values[split.fit]
-        head = fit_linear(fitted, values, self.loss, (self.features[split.choose], choose), examples.table.groups)
-        self.choose, self.probe_logits = choose, head.logits(self.features[split.test])
+        self.choose = _choosing(examples.table, split, config.incomplete)
+        head = self._probe()
+        self.probe_logits = head.logits(self.features[split.test])
+        if config.method == "full" and backbone.untrained:
+            _settle(backbone, [self.inputs[row] for row in split.fit])
+            self.features = backbone.features_of_inputs(self.inputs)
+            head = self._probe()
         self.crop = _crop_of(backbone)
         torch.manual_seed(config.seed)
         self.network = Classifier(
@@ -146,6 +146,11 @@ class _Run:
         prior = priors_of(self.features, table, self.split, config.incomplete, config.prior, seed=config.seed)
         loss = label_loss(config.incomplete, values, prior=prior, class_weights=config.class_weights)
         return loss, torch.from_numpy(table.values)
+
+    def _probe(self) -> LinearHead:
+        table, features = self.examples.table, self.features
+        choose = (features[self.split.choose], self.choose)
+        return fit_linear(features[self.split.fit], table.values[self.split.fit], self.loss, choose, table.groups)
 
     def _prepare(self, backbone: Backbone) -> torch.optim.AdamW:
         """Fix what is not trained; return the optimiser of the rest, the head with a rate of its own."""

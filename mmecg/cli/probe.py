@@ -66,6 +66,8 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Probe, print the table, write the results."""
+    import torch
+
     from mmecg.adaptation.backbone import load_backbone
     from mmecg.adaptation.probe import ProbeConfig, probe, render_scores
     from mmecg.cli.output import check_parent
@@ -73,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
 
     check_parent(args.out, "results folder")
     backbone = load_backbone(args.source, random=args.random, seed=args.seed)
+    backbone = backbone.to("cuda" if torch.cuda.is_available() else "cpu")
     config = ProbeConfig(args.fold, args.fraction, args.incomplete, parse_priors(args.prior), args.resamples, args.seed)
     result = probe(backbone, read_examples(args, backbone), config)
     title = f"Linear probe on fold {args.fold}"
