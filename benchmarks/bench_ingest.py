@@ -5,6 +5,9 @@
 The server runs in a process of its own, and so does each client, one stream each; all in one run. The studies are those
 of the demo corpus, or of a PTB-XL folder at 100 Hz (folds 1 to 7), repeated under new ids. Encoding alone is what the
 server does to embed them (batches of 64, the threads that the server uses), in this process, while nothing else runs.
+What is sent is all that the corpus says of a study: report, vitals, labels, attributes; with ready embeddings, one each
+of text and vitals, and of the ECG where the signal (10 s, 12 leads) is sent, too. A study counts when it is
+acknowledged, which is after its commit was synced.
 """
 
 from __future__ import annotations

@@ -122,7 +122,7 @@ spo2_percent, temperature_c : float, optional
 
     def is_empty(self) -> bool:
         """Return True if nothing was measured."""
-        return all(getattr(self, field.name) is None for field in fields(self))
+        return all(value is None for value in vars(self).values())
 
 
 def _is_missing(value: Any) -> bool:
