@@ -52,12 +52,11 @@ def run(bench: Bench) -> Outcome:
         first, second = rhythm[one, 0], rhythm[other, 1 if kind == ADJACENT else 0]
         for name, agree in _agreements(first, second).items():
             shares[kind, name] = _share(bench, agree, one)
-        gold = _same_findings(bench, one, other)
-        shares[kind, "same_labels"] = _share(bench, gold, one)
+        if kind != ADJACENT:  # labels are of the whole recording
+            shares[kind, "same_labels"] = _share(bench, _same_findings(bench, one, other), one)
     for kind, name in shares:
-        stranger = shares[STRANGERS, name].value
-        nothing = {"random_encoder": stranger, "prevalence": stranger}
-        rows.append(shares[kind, name].row(f"{kind}/{name}", len(pairs[kind][0]), nothing))
+        strangers = {"prevalence": shares[STRANGERS, name].value}
+        rows.append(shares[kind, name].row(f"{kind}/{name}", len(pairs[kind][0]), strangers))
     found = {name: _by_encoder(bench, name, pairs) for name in bench.encoders}
     for name in [name for name in bench.encoders if name != RANDOM]:
         for key, figure in found[name].items():
@@ -68,7 +67,8 @@ def run(bench: Bench) -> Outcome:
             }
             rows.append(figure.row(f"{name}/{kind}/{what}", len(pairs[kind][0]), baselines))
         gap = difference(found[name][ADJACENT, "same_predicted"], found[name][PATIENT, "same_predicted"])
-        nothing = {"random_encoder": float("nan"), "prevalence": 0.0}
+        random = {kind: found[RANDOM][kind, "same_predicted"].value for kind in (ADJACENT, PATIENT)}
+        nothing = {"random_encoder": random[ADJACENT] - random[PATIENT], "prevalence": 0.0}
         n = len(pairs[ADJACENT][0])
         rows.append(gap.row(f"{name}/adjacent_over_patient", n, nothing, excludes_zero=excludes_zero(gap)))
     for kind in PAIRS:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mmecg.adaptation.lead_axes import random_axis
 from mmecg.ecg import Ecg
 from mmecg.evaluation.label_metrics import Figure
-from mmecg.experiments.bench import Bench, View, only
+from mmecg.experiments.bench import RANDOM, Bench, View, only
 from mmecg.experiments.experiment import Experiment, Outcome
 from mmecg.experiments.figures import (
     auroc_figure,
@@ -50,6 +50,7 @@ def run(bench: Bench) -> Outcome:
     scores = {name: _scores(bench, name, truth) for name in bench.encoders}
     rows, lines = [], []
     figures: dict[tuple[str, str], Figure] = {}
+    untrained: dict[tuple[str, str], float] = {}
     for group, names in GROUPS.items():
         columns = [labels.index(name) for name in names]
         gold = truth[:, columns]
@@ -57,11 +58,11 @@ def run(bench: Bench) -> Outcome:
         for system in scores[bench.first]:
             found = {name: auroc_figure(bench, gold, ways[system][:, columns]) for name, ways in scores.items()}
             rows += rows_beside(bench, f"{group}/{system}", found, n, supervision=bench.supervision)
-            figures[group, system] = found[bench.first]
+            figures[group, system], untrained[group, system] = found[bench.first], found[RANDOM].value
             lines.append({"group": group, "system": system, **{name: one.value for name, one in found.items()}})
         for key, (one, other) in COMPARED.items():
             gap = difference(figures[group, one], figures[group, other])
-            nothing = dict.fromkeys(("random_encoder", "prevalence"), 0.0)
+            nothing = {"random_encoder": untrained[group, one] - untrained[group, other], "prevalence": 0.0}
             rows.append(gap.row(f"{bench.first}/{group}/{key}", n, nothing, excludes_zero=excludes_zero(gap)))
     best = figures["AFIB", "I_axes"]
     gaps = {key: difference(figures["AFIB", one], figures["AFIB", other]) for key, (one, other) in COMPARED.items()}

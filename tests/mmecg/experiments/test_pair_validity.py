@@ -32,7 +32,7 @@ def test_rhythms_agree_by_rate_and_by_regularity():
 
 def test_adjacent_segments_agree_more_than_strangers(metrics):
     assert metrics["adjacent/same_rhythm"].value > metrics["strangers/same_rhythm"].value + 0.2
-    assert metrics["adjacent/same_labels"].value == 1.0
+    assert "adjacent/same_labels" not in metrics  # labels are of the whole recording
 
 
 def test_every_pair_has_its_baselines(metrics):
