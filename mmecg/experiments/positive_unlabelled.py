@@ -126,9 +126,9 @@ EXPERIMENT = Experiment(
     asked="If 30 to 90 % of the positive labels are missing, what is regained by knowing that the others are "
     "unlabelled rather than negative?",
     protocol="Of the positives of the fitted recordings a share is hidden at random, label by label (those of the "
-    f"{LABELS_AT_MOST} most frequent statements that keep enough); test labels are complete. "
-    "Logistic regression on 64 principal components of frozen features: naive (unlabelled is negative), Elkan and Noto's weights and the non-negative risk "
-    "estimator, label frequencies estimated; the oracle has all labels. Macro-F1 at probability 0.5, macro-AUROC, "
-    "Brier.",
+    f"{LABELS_AT_MOST} most frequent statements that keep enough); test labels are complete. Logistic regression on 64 "
+    "principal components of frozen features: naive (unlabelled is negative), Elkan and Noto's weights and the "
+    "non-negative risk estimator, label frequencies estimated; the oracle has all labels. Macro-F1 at probability 0.5, "
+    "macro-AUROC, Brier.",
     run=run,
 )
