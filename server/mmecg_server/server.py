@@ -39,8 +39,9 @@ if TYPE_CHECKING:
     from mmecg.prediction.predictor import Predictor
 
 CALLS_PER_PLACE = 8
-"""Calls that one connection may have open for each that can be served; further ones wait in its client. Not fewer: a
-caller is better told that there is no place than left to wait for one."""
+"""Calls that one connection may have open for each thread; further ones wait in its client, or get gRPC's UNAVAILABLE.
+Not fewer, because a caller is better told that there is no place; not many more, because gRPC cancels calls without
+a reason once a thousand wait to be seen by its one thread."""
 
 SWITCH_INTERVAL_S = 0.001
 """How long a thread may keep the interpreter while another wants it. The thread that takes calls in, and refuses them,
