@@ -206,7 +206,8 @@ class Run:
         child = fork(lambda pipe: check(place, model, pipe, close=True), self._log)
         answer = child.line(120)
         child.kill()
-        found = json.loads(answer) if answer else {"failed": "the check did not end"}
+        last = self._log.read_text(errors="replace")[-400:] if self._log.exists() else ""
+        found = json.loads(answer) if answer else {"failed": f"the check did not end: {last}"}
         row = self._row(name)
         row["cases"] += 1
         row["under way"] += found.get("under_way", 0)
