@@ -1,10 +1,15 @@
 """Encoding speed of the bundle beside a peer of the usual size, in the same run on the same recordings.
 
     python benchmarks/bench_encode.py [--bundle DIR] [--threads 2]
+    python benchmarks/bench_encode.py --published [--threads 2]
 
 The peer is a 1-D ResNet-18 on 12 leads at 500 Hz (3.8 M parameters), the network that MERL and many others use, with
 random weights: speed does not depend on them. Our figure includes everything from an ``Ecg`` to its embedding. The
 precision is the one that the processor allows (bfloat16 or float32), except where the row says float32.
+
+``--published`` measures the published encoders instead, each beside its network written the obvious way
+(:mod:`plain_encoders`), with random weights. "network" starts from inputs that are ready, as the plain network does;
+"recording" from an ``Ecg`` at 500 Hz, with all preprocessing. A batch is 16 recordings.
 """
 
 from __future__ import annotations
@@ -12,10 +17,12 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from plain_encoders import PlainEcgFm, PlainEcgFounder
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -24,6 +31,8 @@ from mmecg.assets import DEMO_CORPUS
 from mmecg.bundle import load_bundle
 from mmecg.datasets.parquet import read_studies
 from mmecg.ecg import Ecg
+from mmecg.encoders.published import PublishedEncoder, configure
+from mmecg.encoders.registry import get_encoder
 
 
 class BasicBlock(nn.Module):
@@ -69,14 +78,54 @@ def best_seconds(call: Callable[[], object], repeats: int) -> float:
     return min(times)
 
 
+def new_table(title: str, against: str) -> Table:
+    """Return an empty table."""
+    table = Table(title=title)
+    for column in ("what", "items/s, batch", "ms, one item", f"batch against {against}"):
+        table.add_column(column, justify="left" if column == "what" else "right")
+    return table
+
+
+def published(repeats: int) -> list[tuple[str, float, float, float]]:
+    """Return a row for each way to run each published encoder: name, recordings/s, s for one, rate against plain."""
+    studies = list(read_studies(DEMO_CORPUS))[:16]
+    ecgs = [study.ecg.resample(500) for study in studies if study.ecg]
+    rows: list[tuple[str, float, float, float]] = []
+    for name, plain in (("ecg-fm", PlainEcgFm()), ("ecg-founder", PlainEcgFounder())):
+        spec = get_encoder(name)
+        network, config = spec.build({}), configure(spec, {})
+        inputs = torch.from_numpy(np.concatenate([config.preprocessing.apply(ecg) for ecg in ecgs]))
+        each = len(inputs) // len(ecgs)
+        plain = torch.inference_mode()(plain.eval().forward)
+        ways: list[tuple[str, Callable[[], object], Callable[[], object]]] = [
+            ("plain network, float32", partial(plain, inputs), partial(plain, inputs[:each]))
+        ]
+        for precision in ("float32", "bfloat16"):
+            encoder = PublishedEncoder(network, config, "", precision=precision)
+            ways.append((f"mmecg, {precision}", partial(encoder.features, ecgs), partial(encoder.features, ecgs[:1])))
+        reference = 0.0
+        for way, many, one in ways:
+            rate = len(ecgs) / best_seconds(many, repeats)
+            reference = reference or rate
+            rows.append((f"{spec.title}: {way}", rate, best_seconds(one, repeats), rate / reference))
+    return rows
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--published", action="store_true", help="the published encoders beside plain networks")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    if args.published:
+        table = new_table(f"Published encoders with {args.threads} threads; best of {args.repeats}", "plain")
+        for name, rate, single, ratio in published(args.repeats):
+            table.add_row(name, f"{rate:,.1f}", f"{single * 1e3:.1f}", f"{ratio:.2f} x")
+        Console(width=120).print(table)
+        return
     encoder, exact = load_bundle(args.bundle).encoder, load_bundle(args.bundle, precision="float32").encoder
     studies = list(read_studies(DEMO_CORPUS))[:256]
     at_100 = [study.ecg for study in studies if study.ecg]
@@ -101,9 +150,7 @@ def main() -> None:
         ("peer: ResNet-18, 10 s at 500 Hz", lambda: run_peer(at_500), lambda: run_peer(at_500[:1]), 256),
         ("mmecg, report text", lambda: encoder.encode_text(texts), lambda: encoder.encode_text(texts[:1]), len(texts)),
     )
-    table = Table(title=f"Encoding with {args.threads} threads; best of {args.repeats}")
-    for column in ("what", "items/s, batch", "ms, one item", "batch against the peer"):
-        table.add_column(column, justify="left" if column == "what" else "right")
+    table = new_table(f"Encoding with {args.threads} threads; best of {args.repeats}", "the peer")
     measured = [
         (name, items / best_seconds(many, args.repeats), best_seconds(one, 5 * args.repeats))
         for name, many, one, items in rows

@@ -168,3 +168,23 @@ def test_wrong_calls_are_refused(written):
     one_lead = replace(encoder.config, preprocessing=replace(encoder.config.preprocessing, leads=("I",)))
     with pytest.raises(SignalError, match="at least one of I"):
         PublishedEncoder(encoder.network, one_lead, "x").features([ecg(leads=("V1",))])
+
+
+def test_bfloat16_is_close_and_leaves_the_float32_weights_alone(network):
+    exact = PublishedEncoder(network, configure(SPEC, TOY), "x")
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    rough = exact.prepared(precision="bfloat16", device="cpu")
+    a, b = (encoder.features([ecg()])[0] for encoder in (exact, rough))
+    assert a @ b > 0.999 * np.linalg.norm(a) * np.linalg.norm(b)
+    assert not np.array_equal(a, b)
+    for name, tensor in network.state_dict().items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, before[name])
+
+
+def test_a_random_encoder_is_of_the_same_shape_and_reproducible(network):
+    encoder = PublishedEncoder(network, configure(SPEC, TOY), "x")
+    first, again, other = (encoder.random_like(seed=seed).features([ecg()]) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert first.shape == encoder.features([ecg()]).shape
+    assert not np.allclose(first, other)
