@@ -25,7 +25,7 @@ The encoder is a bundle, or a directory that import-encoder, pretrain or finetun
 --fold are fitted on; the strength of the penalty is chosen on the one before. A label table is CSV or Parquet:
 study_id, one column a label with 0, 1 or nothing (unknown), and fold if you like; without it, studies that are not
 PTB-XL's have folds 1 to 10 by a hash of the subject. Written are metrics.json, run.json, per_label.parquet,
-per_label.csv and report.md.
+per_label.csv and report.md. Attention pooling on a frozen encoder: mmecg finetune --method attention.
 """
 
 

@@ -18,7 +18,7 @@ def make_table(values, folds, *, labels=("fibrillation", "fast"), groups=None):
     return LabelTable(names, patients, np.asarray(folds, np.int64), tuple(labels), values, groups)
 
 
-def make_examples(count=160, seconds=4.0):
+def make_examples(count=160, seconds=3.0):
     """Pairs of recordings of a patient in folds 1 to 4; even patients fibrillate, every third is fast."""
     rng = np.random.default_rng(0)
     ecgs, values, folds = [], [], []

@@ -126,7 +126,7 @@ def test_contamination_names_the_folds():
 
 
 def test_a_network_of_one_lead_starts_from_what_it_knows(tmp_path, published):
-    for index, backbone in enumerate((load_backbone(published), load_backbone(DEFAULT_BUNDLE))):
+    for index, backbone in enumerate((load_backbone(published), small_backbone())):
         single = with_leads(backbone, ["I"])
         assert single.prepare([recordings()[0]])[0].shape[1:] == (1, backbone.samples)
         save_backbone(tmp_path / str(index), single)
