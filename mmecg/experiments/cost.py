@@ -12,8 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import torch
 from numpy.typing import NDArray
+from torch.utils.flop_counter import FlopCounterMode
 
+from mmecg.adaptation.backbone import Backbone, BackboneConfig, load_backbone, small_backbone
+from mmecg.adaptation.towers import build_network
+from mmecg.assets import DEFAULT_BUNDLE
 from mmecg.ecg import LEADS, Ecg
 from mmecg.encoders.registry import available
 from mmecg.evaluation.results import Row
@@ -111,9 +116,6 @@ def measured(source: Source, signals: NDArray[np.float32], rate: float) -> Cost:
 
 
 def _measure(source: Source, signals: NDArray[np.float32], rate: float) -> Cost:
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
     encoder = _load(source).eval()
     ecgs = [Ecg(signal, rate, np.ones(len(LEADS), np.bool_)) for signal in signals]
     with FlopCounterMode(display=False) as counter:
@@ -126,11 +128,7 @@ def _measure(source: Source, signals: NDArray[np.float32], rate: float) -> Cost:
     return Cost(parameters, flops, per_cpu_s, network, peak_memory_mb(), torch.get_num_threads())
 
 
-def _load(source: Source):  # type: ignore[no-untyped-def]
-    from mmecg.adaptation.backbone import Backbone, BackboneConfig, load_backbone, small_backbone
-    from mmecg.adaptation.towers import build_network
-    from mmecg.assets import DEFAULT_BUNDLE
-
+def _load(source: Source) -> Backbone:
     if source.name == SMALL:
         return small_backbone()
     if source.name in available() and source.path is None:
