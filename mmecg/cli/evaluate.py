@@ -81,6 +81,7 @@ def _options(args: argparse.Namespace, bundle: Bundle) -> EvaluationOptions:
         vitals_weight=bundle.config.vitals_weight,
         resamples=args.resamples,
         seed=args.seed,
+        contamination=bundle.contamination("PTB-XL", fold=args.fold),
         supervision=f"{training.supervision} of {training.data} folds {', '.join(map(str, training.folds))}",
     )
 

@@ -32,7 +32,7 @@ from mmecg.evaluation.label_metrics import brier, ece, everything_f1, f1, f1_of_
 from mmecg.evaluation.label_protocols import Given, Reading, System, disagreement, few_gold, tfidf_peer
 from mmecg.evaluation.label_pu import positive_unlabelled
 from mmecg.evaluation.label_random import fit_untrained
-from mmecg.evaluation.results import Evaluation, Row
+from mmecg.evaluation.results import Evaluation, Row, with_contamination
 from mmecg.labels.mining import LabelMiner
 from mmecg.labels.rule_report import describe_edges, score_edges
 from mmecg.labels.rules import LANGUAGES
@@ -115,7 +115,8 @@ def evaluate_labels(
         reason = str(error)
     present = {row.key for row in rows}
     rows += [Row.missing(key, reason or "not enough records") for key in (*TEXT_ROWS, *ECG_ROWS) if key not in present]
-    notes = _notes(options, peer is not None, reason, no_random, skipped.height)
+    seen = dict.fromkeys(str(row.extra["contamination"]) for row in rows if "contamination" in row.extra)
+    notes = [*seen, *_notes(options, peer is not None, reason, no_random, skipped.height)]
     return Evaluation(tuple(rows), pl.concat(tables), _describe(options, data, skipped, notes))
 
 
@@ -156,6 +157,7 @@ def _ecg_rows(
     rows.append(few_gold(given, tested.scores, others[0].scores if others else None))
     progress("disagreements", 0, 1)
     rows += disagreement(given, text, readings)
+    rows = with_contamination(rows, loaded.contamination("PTB-XL", fold=options.fold))
     return rows, _per_label(given, tested.both), skipped, missing
 
 

@@ -34,7 +34,7 @@ from mmecg.evaluation.prediction_report import PredictionEvaluation
 from mmecg.evaluation.prediction_shift import RECORDS, Readers, out_of_distribution, outside_set, shift_tests
 from mmecg.evaluation.prediction_subgroups import gaps, subgroups
 from mmecg.evaluation.prediction_systems import Current, Logits, Tested, current_of, systems_of, with_history
-from mmecg.evaluation.results import Evaluation, Row
+from mmecg.evaluation.results import Evaluation, Row, with_contamination
 from mmecg.prediction.heads import PredictionHeads, read_heads
 
 RANDOM_RECORDS = 4000
@@ -315,7 +315,8 @@ def _joined(
     rows = [_explained(row) for row in found.rows]
     present = {row.key for row in rows}
     rows += [Row.missing(key, read.reason or "not enough studies") for key in REQUIRED_ROWS if key not in present]
-    folds = sorted(bundle.config.training.folds)
+    folds, seen = sorted(bundle.config.training.folds), bundle.contamination("PTB-XL", fold=options.fold)
+    rows = with_contamination(rows, seen)
     run = {
         "fold": options.fold,
         "fingerprint": bundle.fingerprint,
@@ -330,7 +331,7 @@ def _joined(
         "random_encoder_records": 0 if read.random_train is None else len(read.random_train[1]),
         "resamples": options.resamples,
         "seed": options.seed,
-        "notes": _notes(options, folds, read, _votes(heads, read)),
+        "notes": [*([seen] if seen else []), *_notes(options, folds, read, _votes(heads, read))],
         "skipped": read.skipped.to_dicts(),
     }
     tables = [table for name, table in found.tables.items() if name.startswith("labels_")]

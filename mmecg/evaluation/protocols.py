@@ -19,7 +19,7 @@ from mmecg.evaluation.classification import Classification, knn, lead_subsets, l
 from mmecg.evaluation.cohort import LEAD_SUBSETS, Cohort, Progress, read_cohort, without_subjects_of
 from mmecg.evaluation.labels import TASKS
 from mmecg.evaluation.prompts import PromptEmbeddings, embed_prompts, load_prompts
-from mmecg.evaluation.results import REQUIRED_ROWS, Evaluation, Row
+from mmecg.evaluation.results import REQUIRED_ROWS, Evaluation, Row, with_contamination
 from mmecg.evaluation.retrieval import ecg_to_ecg, text_retrieval
 from mmecg.evaluation.setting import Setting
 
@@ -48,6 +48,9 @@ class EvaluationOptions:
         Of the bootstrap; the seed also fixes the inner split of the probes.
     supervision : str
         What the encoder was trained on, in words.
+    contamination : str
+        What the bundle and its ECG tower saw of the data set, for every row; see
+        :meth:`mmecg.bundle.Bundle.contamination`.
     """
 
     data: Path
@@ -58,6 +61,7 @@ class EvaluationOptions:
     resamples: int = DEFAULT_RESAMPLES
     seed: int = 0
     supervision: str = ""
+    contamination: str = ""
 
 
 def evaluate(
@@ -100,7 +104,7 @@ def evaluate(
     rows, tables = _run_protocols(setting, options, statements, encoders, progress)
     rows = [_explained(row) for row in rows] + _missing_rows(rows, reason)
     run = _describe(options, encoders["bundle"].fingerprint, setting, fit_folds, reason)
-    return Evaluation(tuple(rows), pl.concat(tables), run)
+    return Evaluation(tuple(with_contamination(rows, options.contamination)), pl.concat(tables), run)
 
 
 def _read_train(
@@ -194,7 +198,7 @@ def _describe(
 ) -> dict[str, Any]:
     skipped = [setting.test.skipped, *([] if setting.train is None else [setting.train.skipped])]
     expected = sorted(set(options.bundle_folds) - {options.fold})
-    notes = []
+    notes = [options.contamination] if options.contamination else []
     if options.fold in options.bundle_folds:
         notes.append(f"the bundle was trained on fold {options.fold}: these figures are not held out.")
     if reason:

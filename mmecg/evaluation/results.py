@@ -8,6 +8,7 @@
 ``n``                records that the figure rests on (queries, for retrieval rows)
 ``baselines``        baseline name to point estimate: always ``random_encoder`` and ``prevalence`` if there is a value
 ``reason``           only beside a ``null`` value: why it could not be computed
+``contamination``    what the bundle and its ECG tower saw of the data set in training, if they saw any
 others               documented in ``mmecg/evaluation/README.md``: number of labels, both macro means, supervision, …
 ===================  ================================================================================================
 """
@@ -17,7 +18,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,13 @@ class Evaluation:
     def metrics(self) -> dict[str, Any]:
         """Return the content of ``metrics.json``."""
         return {row.key: row.to_json() for row in self.rows}
+
+
+def with_contamination(rows: Sequence[Row], sentence: str) -> list[Row]:
+    """Return rows that say what the encoder saw of their data; see :meth:`mmecg.bundle.Bundle.contamination`."""
+    if not sentence:
+        return list(rows)
+    return [replace(row, extra={**row.extra, "contamination": sentence}) for row in rows]
 
 
 def save_evaluation(evaluation: Evaluation, folder: Path, *, render: Callable[[Evaluation], str] | None = None) -> None:

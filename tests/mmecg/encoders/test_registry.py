@@ -11,7 +11,7 @@ import torch
 
 from mmecg.ecg import Ecg
 from mmecg.encoders.published import configure, load_encoder, write_encoder
-from mmecg.encoders.registry import available, get_encoder, read_labels
+from mmecg.encoders.registry import SeenData, available, get_encoder, read_labels
 from mmecg.errors import ConfigError, InvalidInputError
 
 OURS = {"ecg-fm", "ecg-founder", "ecg-founder-1-lead"}
@@ -135,3 +135,16 @@ def test_labels_out_of_order_are_refused(tmp_path, monkeypatch):
         read_labels("their_labels", "labels.csv")
     with pytest.raises(ConfigError, match="reduction of 'a' is 'median'"):
         read_labels("their_labels", "wrong.csv")
+
+
+def test_the_contamination_sentence_names_what_was_seen():
+    seen = SeenData("PTB-XL", "pretraining", "its paper")
+    assert seen.is_of("ptb_xl")
+    assert not seen.is_of("PTB")
+    assert seen.sentence("It", 9) == (
+        "It saw PTB-XL in pretraining (its paper): its figures on PTB-XL are not figures on unseen patients."
+    )
+    some = SeenData("PTB-XL", "training", "its card", (1, 2))
+    assert some.sentence("It", 9) == "It saw folds 1, 2 of PTB-XL in training (its card), not fold 9."
+    assert "not figures on unseen patients" in some.sentence("It", 2)
+    assert "not figures on unseen patients" in some.sentence("It")

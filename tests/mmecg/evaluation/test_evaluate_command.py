@@ -21,6 +21,9 @@ def test_the_command_writes_the_files_and_prints_the_metrics(
     assert (code == 0) == all(row["value"] is not None for row in printed.values())
     assert set(REQUIRED_ROWS) <= printed.keys()
     assert json.loads((out / "metrics.json").read_text()) == printed
+    seen = "The bundle saw folds 1, 2, 3, 4, 5, 6, 7, 8 of PTB-XL in training (its model card), not fold 9."
+    assert {row["contamination"] for row in printed.values()} == {seen}
+    assert seen in json.loads((out / "run.json").read_text())["notes"]
     assert {path.name for path in out.iterdir()} == {
         "metrics.json", "run.json", "per_label.parquet", "per_label.csv", "report.md",
         "per_label_superclass.png", "per_label_all.png", "baselines.png",
