@@ -232,7 +232,8 @@ class AuditTrail:
     secret : bytes
         Key of the corpus.
     reads : {"buffered", "durable", "off"}
-        What becomes of :meth:`append`; "durable" returns when the entries are on the disk.
+        What becomes of :meth:`append`; "durable" returns when the entries are on the disk, but for calls that were
+        refused unread, which wait in either case to be entered together.
     """
 
     def __init__(
@@ -263,7 +264,8 @@ class AuditTrail:
         """Add entries about calls that wrote nothing; "off" leaves out those of reads that were answered."""
         if (self.reads == "off" and are_reads) or not entries:
             return
-        if self.reads == "durable":
+        # Never of strangers: whoever is refused would have a commit, and an entry, for each attempt.
+        if self.reads == "durable" and not all(map(_is_refusal, entries)):
             self._write(entries)
             return
         with self._lock:
@@ -336,6 +338,11 @@ class AuditTrail:
                 self._wake.wait(_FLUSH_S)
 
 
+def _is_refusal(entry: AuditEntry) -> bool:
+    """Return True for a call that was refused before anything of it was read."""
+    return entry.outcome in _REFUSALS and not entry.touched
+
+
 def _joined(entries: Iterable[AuditEntry]) -> list[AuditEntry]:
     """Return entries with one, the first, for all calls of a principal that were refused alike and touched nothing.
 
@@ -343,8 +350,7 @@ def _joined(entries: Iterable[AuditEntry]) -> list[AuditEntry]:
     """
     found: dict[object, AuditEntry] = {}
     for number, entry in enumerate(entries):
-        is_refusal = entry.outcome in _REFUSALS and not entry.touched
-        key = (entry.principal, entry.method, entry.outcome) if is_refusal else number
+        key = (entry.principal, entry.method, entry.outcome) if _is_refusal(entry) else number
         first = found.get(key)
         found[key] = entry if first is None else replace(first, items=max(first.items, 1) + max(entry.items, 1))
     return list(found.values())

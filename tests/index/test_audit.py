@@ -217,3 +217,17 @@ def test_hashes_need_the_key() -> None:
     other = os.urandom(32)
     assert audit.digest(SECRET, "subject", "p1") == audit.digest(SECRET, "subject", "p1")
     assert len({audit.digest(key, kind, "p1") for key in (SECRET, other) for kind in ("subject", "study")}) == 4
+
+
+def test_who_is_refused_unread_costs_no_commit_each_also_where_reads_are_durable(file) -> None:
+    connection, secret = file
+    written = trail(connection, secret, "durable")
+    nobody = {"principal": "", "outcome": "UNAUTHENTICATED", "touched": (), "items": 0}
+    for number in range(20):
+        written.append([entry(number, **nobody)], are_reads=False)
+    written.append([entry(20, outcome="PERMISSION_DENIED")], are_reads=False)  # names a study: there at once
+    assert [each.outcome for each in audit.select(connection, secret)][-1] == "PERMISSION_DENIED"
+    written.close()
+    found = audit.select(connection, secret)
+    assert sum(each.items for each in found if each.outcome == "UNAUTHENTICATED") == 20
+    assert len(found) <= 3
