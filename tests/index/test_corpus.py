@@ -18,6 +18,8 @@ import polars as pl
 import pytest
 from mmecg_index import ann, faiss_index
 from mmecg_index.corpus import Corpus
+from mmecg_index.database import sort_time
+from mmecg_index.paging import parse_token, render_token
 
 from mmecg.ecg import Ecg
 from mmecg.embedding import MODALITIES, normalise
@@ -246,6 +248,14 @@ def test_forged_tokens_are_refused(corpus: Corpus) -> None:
     for bad in (plain, "[" * 100_000, "A" * 100_000, of_subject):
         with pytest.raises(QueryError):
             corpus.list_studies(page_token=bad)
+
+
+def test_a_token_as_long_as_a_message_is_refused_unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    longest = [sort_time(datetime(2020, 1, 1)), "\U0001f600" * 128]
+    assert parse_token(b"key", render_token(b"key", "\U0001f600" * 128, longest), "\U0001f600" * 128) == longest
+    monkeypatch.setattr("mmecg_index.paging._crypted", lambda secret, nonce, data: b"" if not data else 1 / 0)
+    with pytest.raises(QueryError):
+        parse_token(b"key", "A" * 1_000_000, None)
 
 
 def test_a_token_tells_nothing_and_goes_on_after_a_restart(corpus: Corpus, tmp_path: Path) -> None:
