@@ -92,6 +92,8 @@ class Writer:
     ----------
     sequence : int
         Number of the last write that is committed and searchable.
+    lags : bool
+        Whether what is searched could not follow a write that is stored.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class Writer:
         self._publish = publish
         self._reserve_bytes = reserve_bytes
         self._fault: str | None = None
+        self.lags = False
         self._mutex = threading.Lock()
         self._waiting: deque[_Ticket] = deque()
         self._has_leader = False
@@ -257,6 +260,7 @@ class Writer:
         try:
             self._publish(written)
         except BaseException as error:
+            self.lags = True
             self._fault = f"a write is stored, but the indexes could not follow ({type(error).__name__})"
             _LOG.exception(
                 "the indexes lag behind the database; the corpus is read-only until it is opened again",

@@ -411,3 +411,20 @@ def test_a_kill_amid_many_threads_loses_nothing_acknowledged(
         np.testing.assert_allclose(found.scores[:, 0], 1, atol=1e-5)
         assert found.rows[:, 0].tolist() == rows.tolist()
         assert corpus.stats().embeddings == dict.fromkeys(MODALITIES, len(stored))
+
+
+def test_a_table_that_could_not_follow_a_deletion_is_no_witness_of_damage(
+    corpus: Corpus, study: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(corpus._caches["ecg"].index, "remove", fail)
+    gone = study(0)
+    with pytest.raises(NotReadyError, match="the indexes could not follow"):
+        corpus.delete(gone.study_id)
+    with pytest.raises(StudyNotFoundError):
+        corpus.get([gone.study_id])
+    assert gone.study_id not in corpus.list_studies(page_size=1000)[0]
+    assert corpus.get([study(1).study_id])
+    assert corpus.readable
