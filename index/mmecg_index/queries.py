@@ -38,6 +38,11 @@ class StudyQueries:
         """Fingerprint of the bundle whose embeddings it holds."""
         return self._database.fingerprint
 
+    @property
+    def readable(self) -> bool:
+        """False once its database was found damaged: nothing is answered from it any more."""
+        return not self._database.is_damaged
+
     def get(self, study_ids: Sequence[str], *, with_signal: bool = True) -> list[Study]:
         """Return studies in the order asked for; without ``with_signal`` their ``ecg`` is None.
 

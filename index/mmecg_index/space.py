@@ -95,6 +95,11 @@ class SpaceView:
         """False after a failure of the disk."""
         return self._corpus.writable
 
+    @property
+    def readable(self) -> bool:
+        """False once the database was found damaged."""
+        return self._corpus.readable
+
     def gauges(self) -> CorpusGauges:
         """Return the present state of the corpus, for whoever runs it."""
         found: CorpusGauges = self._corpus.gauges()  # type: ignore[union-attr]  # of the whole corpus only

@@ -109,6 +109,10 @@ class Measurable(Protocol):
     def writable(self) -> bool:
         """False once a fault of the disk has made it read-only."""
 
+    @property
+    def readable(self) -> bool:
+        """False once its database was found damaged."""
+
     def gauges(self) -> CorpusGauges:
         """Return its present state."""
 
@@ -281,7 +285,10 @@ _INDEX: dict[str, tuple[str, Callable[[IndexGauges], float | None]]] = {
 
 
 class _CorpusCollector(Collector):
-    """The state of a corpus, read once for all its gauges. A corpus that has been closed has none."""
+    """The state of a corpus, read once for all its gauges.
+
+    A corpus that has been closed has none, one that cannot be read any more says so.
+    """
 
     def __init__(self, corpus: Callable[[], Measurable | None]) -> None:
         self._corpus = corpus
@@ -299,6 +306,9 @@ class _CorpusCollector(Collector):
         try:
             found = corpus.gauges()
         except MmecgError:
+            if not corpus.writable:  # else it is closed
+                name = "mmecg_corpus_writable"
+                yield GaugeMetricFamily(name, _CORPUS[name][0], value=0)
             return
         for name, (text, read) in _CORPUS.items():
             yield GaugeMetricFamily(name, text, value=float(read(found)))

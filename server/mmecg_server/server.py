@@ -31,7 +31,7 @@ from mmecg_server.logs import log
 from mmecg_server.metrics import Measurable, Metrics, MetricsEndpoint
 from mmecg_server.periodic import LOOK_EVERY_S, Periodic, probe_recall_every
 from mmecg_server.prediction_service import add_prediction_service
-from mmecg_server.service import CORPUS, PREDICTION, SERVICES, Backend, add_services
+from mmecg_server.service import CORPUS, PREDICTION, SEARCH, SERVICES, Backend, add_services
 from mmecg_server.tls import ServerCertificates
 from mmecg_server.tracing import Tracing, open_tracing
 
@@ -39,9 +39,9 @@ if TYPE_CHECKING:
     from mmecg.prediction.predictor import Predictor
 
 CALLS_PER_PLACE = 8
-"""Calls that one connection may have open for each thread; further ones wait in its client, or get gRPC's UNAVAILABLE.
-Not fewer, because a caller is better told that there is no place; not many more, because gRPC cancels calls without
-a reason once a thousand wait to be seen by its one thread."""
+"""Calls that one connection may have open for each thread; further ones were seen to wait in its client, or to end with
+UNAVAILABLE. Not fewer, because a caller is better told that there is no place; not many more, because without a bound
+some calls ended with CANCELLED under overload before this program saw them (see benchmarks/README.md)."""
 
 SWITCH_INTERVAL_S = 0.001
 """How long a thread may keep the interpreter while another wants it. The thread that takes calls in, and refuses them,
@@ -87,7 +87,7 @@ class Server:
         self._encoder: BatchingEncoder | None = None
         self._stopped = False
         self._periodic: list[Periodic] = []
-        self._writable = True
+        self._writable = self._readable = True
         self._authenticator = Authenticator(config.auth)
         doorkeeper = Doorkeeper(self._authenticator, limits)
         self._interceptor = CallInterceptor(self._gate, limits, self.metrics, self._tracing, doorkeeper)
@@ -172,12 +172,13 @@ class Server:
         self._backend.take(Retriever(encoder, staged(retriever.corpus)), predictor)
         self.metrics.watch(waiting=encoder.waiting)
         serving = health_pb2.HealthCheckResponse
-        self._health.set(PREDICTION, serving.NOT_SERVING if predictor is None else serving.SERVING)
+        predicts = predictor is not None and self._readable
+        self._health.set(PREDICTION, serving.SERVING if predicts else serving.NOT_SERVING)
         if before is not None and before is not encoder:
             before.retire()
 
     def _look_after(self, corpus: CorpusStore) -> None:
-        """Let health say whether the corpus takes writes, and probe the recall of its index."""
+        """Let health say whether the corpus takes writes and gives answers, and probe the recall of its index."""
         if not isinstance(corpus, Measurable):
             return
         every_s = self._config.metrics.recall_probe_s
@@ -191,6 +192,10 @@ class Server:
                 log("corpus_writable" if writable else "corpus_read_only", level=level)
                 serving = health_pb2.HealthCheckResponse
                 self._health.set(CORPUS, serving.SERVING if writable else serving.NOT_SERVING)
+            if self._readable and not corpus.readable:
+                self._readable = False  # until a restart
+                for name in ("", SEARCH, PREDICTION):
+                    self._health.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
 
         self._periodic.append(Periodic("corpus-health", look, LOOK_EVERY_S, first_s=0))
         if self._endpoint is not None and every_s:

@@ -38,9 +38,10 @@ if TYPE_CHECKING:
 
 CORPUS = "mmecg.v1.CorpusService"
 PREDICTION = "mmecg.v1.PredictionService"
+SEARCH = "mmecg.v1.SearchService"
 SERVICES = (
     "mmecg.v1.EmbeddingService",
-    "mmecg.v1.SearchService",
+    SEARCH,
     CORPUS,
     "mmecg.v1.LabelMiningService",
     PREDICTION,

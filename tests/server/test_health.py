@@ -5,12 +5,12 @@ import time
 
 import pytest
 from mmecg_server.server import Server
-from mmecg_server.service import CORPUS, PREDICTION, SERVICES
+from mmecg_server.service import CORPUS, PREDICTION, SEARCH, SERVICES
 
 from mmecg.cli import main
 from mmecg.client import ChannelOptions, Client, RetryPolicy
 from mmecg.client.health import check_health
-from mmecg.errors import NotReadyError
+from mmecg.errors import ArtifactError, NotReadyError
 
 
 def test_health_is_an_exit_code(server, address, capsys):
@@ -62,3 +62,21 @@ def test_a_corpus_that_takes_no_writes_is_the_only_service_that_does_not_serve(s
 @pytest.mark.parametrize("service", SERVICES)
 def test_every_service_has_a_health_of_its_own(address, service):
     assert check_health(address, service) in ("SERVING", "NOT_SERVING")
+
+
+def test_a_database_that_is_damaged_is_a_server_that_is_not_ready(server, address, retriever, make_study):
+    with Client(address, ChannelOptions(retry=RetryPolicy(attempts=1))) as client:
+        assert next(iter(client.upsert([make_study(1)]))).error is None
+        retriever.corpus._database.condemn()
+        until("NOT_SERVING", lambda: check_health(address, SEARCH))
+        for refused in (lambda: client.get_study("study-1"), lambda: client.search(text="sinus rhythm")):
+            with pytest.raises(ArtifactError, match="damaged"):
+                refused()
+        assert isinstance(next(iter(client.upsert([make_study(2)]))).error, ArtifactError)
+        assert len(client.embed_text(["sinus rhythm"])) == 1
+    server.take(retriever)  # new heads make it no better
+    idle = {name for name in ("", *SERVICES) if check_health(address, name) == "NOT_SERVING"}
+    assert idle == {"", CORPUS, SEARCH, PREDICTION}
+    # An alert on it works, although nothing else of the corpus can be read.
+    assert server.metrics.registry.get_sample_value("mmecg_corpus_writable") == 0
+    assert server.metrics.registry.get_sample_value("mmecg_corpus_studies") is None
