@@ -113,13 +113,13 @@ def restore(backup: Path, target: Path, *, erasures_from: Path | None = None) ->
             copy.chmod(0o600)
             if describe_file(copy) != expected:
                 raise IndexFormatError(f"{name} changed while it was copied; check the disk, restore again")
-        erased = 0
+        erased, sequence = 0, manifest["sequence"]
         if erasures_from is not None:
             with Corpus(directory) as corpus:
-                erased = corpus.eraser.apply(erasures_from)
+                erased, sequence = corpus.eraser.apply(erasures_from), corpus.sequence
         _sync_below(directory)
     size = sum(each["bytes"] for each in manifest["files"].values())
-    return Backup(manifest["sequence"], manifest["studies"] - erased, size, erased)
+    return Backup(sequence, manifest["studies"] - erased, size, erased)
 
 
 def _copy_database(view: View, target: Path) -> None:

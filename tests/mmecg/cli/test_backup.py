@@ -63,6 +63,7 @@ def test_erasures_are_applied_to_what_is_restored(run, corpus, studies, tmp_path
     assert json.loads(restored.out)["studies"] == len(studies) - 2
     with Corpus(tmp_path / "restored") as opened:
         assert opened.stats().studies == len(studies) - 2
+        assert opened.sequence == json.loads(restored.out)["sequence"]
     assert verify(tmp_path / "restored").ok
     check = run("erase-subject", tmp_path / "restored", "subject-3", "--check", "--known-from", tmp_path / "backup")
     assert (check.code, check.out.split(": ")[-1]) == (0, "no traces left\n")
