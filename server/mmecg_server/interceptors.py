@@ -218,7 +218,7 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]  # not 
         """End the threads that look after calls."""
         self._refusals.close()
         self._watchdog.close()
-        self.open_services.watchdog.close()
+        self.open_services.close()
 
     def _refuse(self, method: str, *, streaming: bool) -> grpc.RpcMethodHandler[Any, Any]:
         """Return what tells a caller that there is no place, or that it may not call, in gRPC's thread and unread."""

@@ -45,6 +45,11 @@ class OpenServices:
         self._streams = threading.BoundedSemaphore(MAX_OPEN_STREAMS)
         self._watches = threading.BoundedSemaphore(max_watches)
 
+    def close(self) -> None:
+        """End the threads; no call is served any more."""
+        self.watchdog.close()
+        self._pool.shutdown(wait=False)
+
     def serve(self, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
         """Return the handler of a call that has just come."""
         self.watchdog.make_room(OPEN_THREADS)
