@@ -161,7 +161,9 @@ class Bench:
         found = self.encoders[self.first].contamination(DATA, fold=self.options.fold)
         return found or f"{self.first}: not known to have seen {DATA}."
 
-    def features(self, name: str, view: View | None = None) -> NDArray[np.float32]:
+    def features(
+        self, name: str, view: View | None = None, rows: NDArray[np.int64] | None = None
+    ) -> NDArray[np.float32]:
         """Return what an encoder makes of every recording.
 
         Parameters
@@ -170,6 +172,8 @@ class Bench:
             Of the encoder.
         view : View, optional
             What it is shown of a recording; default all.
+        rows : int64, optional
+            Recordings that are needed; default all. The others have zeros.
 
         Returns
         -------
@@ -181,24 +185,29 @@ class Bench:
             "rate": self.recordings.rate,
             "encoder": identity(self.encoders[name]),
             "view": view.name,
+            **({} if rows is None else {"rows": rows.tolist()}),
         }
         path = self.options.cache / f"features-{_digest(what)}.npy"
         if path not in self._held:
             if not path.is_file():
-                _save(path, self._encode(name, view))
+                needed = np.arange(len(self.recordings)) if rows is None else rows
+                _save(path, self._encode(name, view, needed))
             self._held[path] = np.load(path)
         found = self._held[path]
         return found if view.several else found[:, 0]
 
-    def _encode(self, name: str, view: View) -> NDArray[np.float32]:
+    def _encode(self, name: str, view: View, needed: NDArray[np.int64]) -> NDArray[np.float32]:
         encode, recordings = fast_features(self.encoders[name]), self.recordings
         parts = []
-        for start in range(0, len(recordings), _CHUNK):
-            rows = range(start, min(start + _CHUNK, len(recordings)))
+        for start in range(0, len(needed), _CHUNK):
+            rows = needed[start : start + _CHUNK].tolist()
             parts.append(encode([ecg for row in rows for ecg in view.parts(recordings.ecg(row), row)]))
-            self.progress(f"encoding {view.name} with {name}", rows.stop, len(recordings))
-        found = np.concatenate(parts)
-        return found.reshape(len(recordings), -1, found.shape[1])
+            self.progress(f"encoding {view.name} with {name}", start + len(rows), len(needed))
+        encoded = np.concatenate(parts)
+        encoded = encoded.reshape(len(needed), -1, encoded.shape[1])
+        found = np.zeros((len(recordings), *encoded.shape[1:]), np.float32)
+        found[needed] = encoded
+        return found
 
 
 def open_bench(options: Options, progress: Progress) -> Bench:

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from mmecg.adaptation.label_table import split_folds
 from mmecg.evaluation.label_metrics import Figure
-from mmecg.evaluation.metrics import MIN_POSITIVES
 from mmecg.experiments.bench import RANDOM, Bench
 from mmecg.experiments.experiment import Experiment, Outcome
 from mmecg.experiments.figures import auroc_figure, average, difference, fit_head, known_rows, rows_beside, verdict
@@ -19,40 +18,36 @@ SHARES = (0.01, 0.03, 0.1, 0.3, 1.0)
 DRAWS = 3
 """Draws of patients for each share below the whole, averaged."""
 
-TASKS = {"superclass": 1, "all": MIN_POSITIVES}
+TASK = "superclass"
 
 
 def run(bench: Bench) -> Outcome:
     """Probe with more and more of the patients."""
-    rows, lines, figures = [], [], {}
-    for task, least in TASKS.items():
-        truth = bench.recordings.truth(bench.recordings.group(task))
-        n = known_rows(bench, truth)
-        for share in SHARES:
-            parts = _draws(bench, share)
-            figures[task, share] = {
-                name: average([_figure(bench, name, truth, part, least) for part in parts]) for name in bench.encoders
-            }
-            recordings = float(np.mean([len(part) for part in parts]))
-            rows += rows_beside(
-                bench, f"{task}/{share:g}", figures[task, share], n, recordings=recordings, draws=len(parts)
-            )
-            values = {name: figure.value for name, figure in figures[task, share].items()}
-            lines.append({"task": task, "share": share, "recordings": recordings, **values})
-            bench.progress(f"probing {task}", len(rows), 0)
-        steps = math.log2(SHARES[-1] / SHARES[-2])
-        doubling = {
-            name: _scaled(difference(figures[task, SHARES[-1]][name], figures[task, SHARES[-2]][name]), 1 / steps)
-            for name in bench.encoders
-        }
-        rows += rows_beside(bench, f"{task}/last_doubling", doubling, n, prevalence=0.0)
-    few, full = (figures["superclass", share] for share in (SHARES[0], SHARES[-1]))
+    rows, lines = [], []
+    figures: dict[float, dict[str, Figure]] = {}
+    truth = bench.recordings.truth(bench.recordings.group(TASK))
+    n = known_rows(bench, truth)
+    for done, share in enumerate(SHARES):
+        bench.progress("probing", done, len(SHARES))
+        parts = _draws(bench, share)
+        found = {name: average([_figure(bench, name, truth, part) for part in parts]) for name in bench.encoders}
+        figures[share] = found
+        recordings = float(np.mean([len(part) for part in parts]))
+        rows += rows_beside(bench, f"{TASK}/{share:g}", found, n, recordings=recordings, draws=len(parts))
+        values = {name: figure.value for name, figure in found.items()}
+        lines.append({"share": share, "recordings": recordings, **values})
+    doublings = math.log2(SHARES[-1] / SHARES[-2])
+    last = {name: difference(figures[SHARES[-1]][name], figures[SHARES[-2]][name]) for name in bench.encoders}
+    last = {name: Figure(gap.value / doublings, gap.samples / doublings) for name, gap in last.items()}
+    rows += rows_beside(bench, f"{TASK}/last_doubling", last, n, prevalence=0.0)
+    few, full = figures[SHARES[0]], figures[SHARES[-1]]
     sentence = (
-        f"Superclasses with all labels {full[bench.first].value:.3f}, "
-        f"{verdict(difference(full[bench.first], full[RANDOM]))} over a random encoder; with 1 % of the patients "
-        f"{few[bench.first].value:.3f}, {verdict(difference(few[bench.first], few[RANDOM]))}."
+        f"Superclass macro-AUROC of the {bench.first} with all labels {full[bench.first].value:.3f}, "
+        f"{verdict(difference(full[bench.first], full[RANDOM]))} over a random encoder; with {SHARES[0]:.0%} of the "
+        f"patients {few[bench.first].value:.3f}, {verdict(difference(few[bench.first], few[RANDOM]))}; the last "
+        f"doubling of labels adds {verdict(last[bench.first])}."
     )
-    headline = tuple(f"{bench.first}/superclass/{share:g}/gain" for share in (SHARES[-1], SHARES[0]))
+    headline = tuple(f"{bench.first}/{TASK}/{share:g}/gain" for share in (SHARES[-1], SHARES[0]))
     return Outcome(headline, tuple(rows), sentence, {"curve": pl.DataFrame(lines)})
 
 
@@ -68,14 +63,10 @@ def _draws(bench: Bench, share: float) -> list[NDArray[np.int64]]:
     return [np.intersect1d(rows, whole) for rows in drawn]
 
 
-def _figure(bench: Bench, name: str, truth: NDArray[np.float32], rows: NDArray[np.int64], least: int) -> Figure:
+def _figure(bench: Bench, name: str, truth: NDArray[np.float32], rows: NDArray[np.int64]) -> Figure:
     features = bench.features(name)
-    probe = fit_head(features, truth, rows, bench.split.choose)
-    return auroc_figure(bench, truth, probe.logits(features[bench.split.test]), min_positives=least)
-
-
-def _scaled(figure: Figure, factor: float) -> Figure:
-    return Figure(figure.value * factor, figure.samples * factor)
+    head = fit_head(features, truth, rows, bench.split.choose)
+    return auroc_figure(bench, truth, head.logits(features[bench.split.test]))
 
 
 EXPERIMENT = Experiment(

@@ -23,7 +23,7 @@ from mmecg.labels.positive_unlabelled import (
 )
 
 HIDDEN = (0.3, 0.5, 0.7, 0.9)
-LABELS_AT_MOST = 12
+LABELS_AT_MOST = 8
 METHODS = ("naive", "elkan_noto", "nnpu")
 ORACLE = "oracle"
 

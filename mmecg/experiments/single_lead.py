@@ -89,7 +89,8 @@ def _scores(bench: Bench, name: str, truth: NDArray[np.float32]) -> dict[str, ND
     """Return scores of the test recordings by system; what is tested of them is lead I, a turned lead, or 12 leads."""
     split, seed = bench.split, bench.options.seed
     whole, placed = bench.features(name), bench.features(name, only([LEAD]))
-    other, held_out = (bench.features(name, turned(seed, copy)) for copy in (0, 1))
+    other = bench.features(name, turned(seed, 0), split.fit)
+    held_out = bench.features(name, turned(seed, 1), split.test)
     plain = fit_head(placed, truth, split.fit, split.choose)
     # The copies follow the recordings themselves; lead I as it was recorded is chosen on.
     both, twice = np.concatenate([placed, other]), np.concatenate([truth, truth])

@@ -18,7 +18,7 @@ from mmecg.experiments.experiment import Experiment, Outcome
 from mmecg.experiments.figures import auroc_figure, difference, known_rows, rows_beside, verdict
 from mmecg.experiments.training import Recipe, outputs, train
 
-STEPS: Mapping[float, int] = {0.01: 100, 0.1: 200, 1.0: 500}
+STEPS: Mapping[float, int] = {0.01: 60, 0.1: 150, 1.0: 400}
 """Share of the patients to the steps of training with them; more would be repetition."""
 
 RECIPE = Recipe(learning_rate=2e-3)
