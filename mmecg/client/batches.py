@@ -11,7 +11,10 @@ from typing import Generic, TypeVar
 from google.protobuf.message import Message
 
 MAX_ITEMS = 64
-MAX_BYTES = 4 * 2**20
+MAX_BYTES = 512 * 2**10
+"""Of a batch: what sharing saves matters for studies of a few kB; and a server that takes smaller messages than the
+client would send (``limits.max_message_bytes``) refuses the whole stream."""
+
 LINGER_S = 0.005
 """How long an item waits for others: a small part of what a message costs both ends, and nothing beside a commit."""
 

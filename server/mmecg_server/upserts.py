@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 
+from google.protobuf.unknown_fields import UnknownFieldSet
 from google.rpc import status_pb2
 from mmecg_pb.v1 import corpus_service_pb2
 
@@ -24,9 +25,11 @@ class UpsertMessages:
         self._counts: deque[int] = deque()
 
     def split(self, message: corpus_service_pb2.UpsertStudiesRequest) -> Sequence[Item]:
-        """Return the items of a message; the message itself if it is one, or mixes both, or holds too many."""
-        is_alone = not (message.HasField("study") or message.request_id or message.embeddings)
-        count = len(message.items) if is_alone and len(message.items) <= MAX_ITEMS else 0
+        """Return the items of a message; the message itself if it is one, or has more beside them, or too many."""
+        has_more = (
+            message.HasField("study") or message.request_id or message.embeddings or len(UnknownFieldSet(message))
+        )
+        count = len(message.items) if not has_more and len(message.items) <= MAX_ITEMS else 0
         self._counts.append(count)
         return message.items if count else (message,)
 

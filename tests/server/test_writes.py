@@ -89,6 +89,15 @@ def test_a_message_of_too_many_items_or_of_both_kinds_is_refused_as_one(stub, fi
     assert filled.stats().studies == 12
 
 
+def test_a_message_with_a_field_that_is_not_known_is_refused_whole(stub, filled, make_study):
+    newer = batch(upsert_item(make_study(60), ""), upsert_item(make_study(61), ""))
+    newer.MergeFromString(b"\xf8\x3f\x01")  # field 1023: a later version's
+    (refused,) = send(stub, newer)
+    assert refused.status.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+    assert "does not know" in refused.status.message
+    assert filled.stats().studies == 12
+
+
 def test_a_client_sends_studies_together_and_counts_them_one_by_one(server, make_study, filled):
     def studies():
         yield from (make_study(number) for number in range(12, 15))
@@ -106,6 +115,15 @@ def test_a_client_sends_studies_together_and_counts_them_one_by_one(server, make
 
     again = asyncio.run(use())
     assert [(one.item, one.value) for one in again] == [(one.item, one.value) for one in outcomes]
+
+
+def test_studies_that_a_small_message_can_hold_one_by_one_fit_together(config, retriever, make_study, make_ecg):
+    limits = dataclasses.replace(config.limits, max_message_bytes=2**20)
+    studies = [dataclasses.replace(make_study(number), ecg=make_ecg(number, rate=500)) for number in range(12)]
+    with Server(dataclasses.replace(config, limits=limits)) as server:
+        server.serve(retriever)
+        with Client(f"127.0.0.1:{server.port}", ChannelOptions(retry=RetryPolicy(attempts=1))) as client:
+            assert [outcome.error for outcome in client.upsert(studies)] == [None] * 12
 
 
 def test_a_server_that_does_not_know_messages_of_several_items_refuses_each_of_them():
