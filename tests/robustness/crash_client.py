@@ -23,7 +23,7 @@ from mmecg_pb.v1 import (
 )
 from small import CHANGED_BY_VERSION, STUDIES_PER_SUBJECT, make_study, subject_of
 
-from mmecg.client.corpus_requests import update_request, upsert_request
+from mmecg.client.corpus_requests import update_request, upsert_item, upsert_message, upsert_request
 
 WORKERS = 4
 TIMEOUT_S = 60.0
@@ -200,7 +200,7 @@ class _Worker:
             self._journal.complain("a search answered as of an earlier write than it was asked for")
 
     def _stream(self) -> None:
-        """Store a batch over one stream; what is answered before the end counts."""
+        """Store a batch over one stream, some in a message; what is answered before the end counts."""
         numbers = list(dict.fromkeys(self._new_or_old() for _ in range(self._random.randint(2, 20))))
         operations = []
         for number in numbers:
@@ -209,14 +209,19 @@ class _Worker:
             entry = self._journal.intend("put", number=number, version=version, request=operation["request"])
             operations.append((entry, operation))
         sending: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        for _, operation in operations:
-            study = make_study(operation["number"], operation["version"])
-            sending.put(upsert_request(study, operation["request"]))
+        messages = []
+        while operations:
+            count = self._random.randint(1, 5)
+            message, operations = operations[:count], operations[count:]
+            messages.append(message)
+            studies = [(make_study(each["number"], each["version"]), each["request"]) for _, each in message]
+            sending.put(upsert_message([upsert_item(study, request) for study, request in studies]))
         sending.put(None)
         answers = self._client._corpus.UpsertStudies(iter(sending.get, None), timeout=TIMEOUT_S)
-        for (entry, operation), answer in zip(operations, answers, strict=True):
-            self._journal.acknowledge(entry, sequence=self._sequence_of(answer))
-            self._note(operation)
+        for message, answer in zip(messages, answers, strict=True):
+            for (entry, operation), outcome in zip(message, answer.outcomes or [answer], strict=True):
+                self._journal.acknowledge(entry, sequence=self._sequence_of(outcome))
+                self._note(operation)
 
     def _new_or_old(self) -> int:
         number = self._some() if self._random.random() < 0.3 else None
