@@ -12,6 +12,7 @@ The fingerprint is the hash of what features depend on: network, hyper-parameter
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,12 +27,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mmecg.adaptation.backbone_config import BackboneConfig, Seen, fingerprint_of, parse_backbone, plain_name
+from mmecg.adaptation.backbone_config import BackboneConfig, fingerprint_of, parse_backbone
 from mmecg.adaptation.towers import OWN, TowerInput, build_network, freeze_unused, last_maps, pool_last_maps
 from mmecg.bundle import ENCODER, load_bundle
 from mmecg.ecg import LEADS, Ecg, lead_index
 from mmecg.encoders.published import load_encoder
-from mmecg.encoders.registry import get_encoder
+from mmecg.encoders.registry import SeenData, get_encoder
 from mmecg.errors import AlreadyExistsError, BundleError, ConfigError, InvalidInputError
 from mmecg.modeling.dual_encoder import DualEncoder
 from mmecg.modeling.ecg_encoder import EcgEncoderConfig
@@ -163,9 +164,7 @@ class Backbone(nn.Module):
             The fold that is evaluated.
         """
         title = self.name if self.name == OWN else get_encoder(self.name).title
-        sentences = [
-            item.sentence(title, fold) for item in self.config.seen if plain_name(item.data) == plain_name(data)
-        ]
+        sentences = [item.sentence(title, fold) for item in self.config.seen if item.is_of(data)]
         return " ".join(dict.fromkeys(sentences))
 
     def _measure_features(self) -> int:
@@ -221,7 +220,7 @@ def randomised(backbone: Backbone, *, seed: int = 0) -> Backbone:
 
 
 def save_backbone(
-    path: str | Path, backbone: Backbone, *, seen: Sequence[Seen] = (), training: Mapping[str, Any] | None = None
+    path: str | Path, backbone: Backbone, *, seen: Sequence[SeenData] = (), training: Mapping[str, Any] | None = None
 ) -> str:
     """Write a backbone; return its fingerprint.
 
@@ -230,7 +229,7 @@ def save_backbone(
     path : str or Path
         Made if missing; its parent is there.
     backbone : Backbone
-    seen : sequence of Seen
+    seen : sequence of SeenData
         What it was trained on since it was loaded; added to what it saw before.
     training : mapping, optional
         How, for people: JSON values. Not in the fingerprint.
@@ -291,7 +290,9 @@ def with_leads(backbone: Backbone, leads: Sequence[str]) -> Backbone:
             held = kept * (held.norm() / kept.norm().clamp(min=1e-12))
         state[key] = held.clone()
     network.load_state_dict(state)
-    name = backbone.fingerprint if backbone.untrained else ""
+    name = backbone.fingerprint
+    if not backbone.untrained:
+        name = hashlib.sha256(f"{name} {' '.join(names)}".encode()).hexdigest()
     return Backbone(config, network.to(backbone.device), name).train(backbone.training)
 
 
@@ -305,19 +306,18 @@ def _fresh(config: BackboneConfig, seed: int) -> Backbone:
 def _from_bundle(root: Path) -> Backbone:
     bundle = load_bundle(root, precision="float32")
     if not isinstance(bundle.encoder, DualEncoder):
-        return _from_published(root / ENCODER)
+        return _from_published(root / ENCODER, seen=bundle.config.seen)
     tower, training = bundle.encoder.ecg, bundle.config.training
-    seen = Seen(training.data, f"training with {training.supervision}", "the bundle's card", training.folds)
+    seen = SeenData(training.data, f"training with {training.supervision}", "the bundle's card", training.folds)
     preprocessing = TowerInput(LEADS, tower.config.sampling_rate_hz)
     return Backbone(
         BackboneConfig(OWN, asdict(tower.config), preprocessing, seen=(seen,)), tower.train(), bundle.fingerprint
     )
 
 
-def _from_published(root: Path) -> Backbone:
+def _from_published(root: Path, *, seen: tuple[SeenData, ...] | None = None) -> Backbone:
     encoder = load_encoder(root)
-    seen = tuple(Seen(item.name, item.stage, item.source) for item in encoder.spec.seen)
-    own = encoder.config
+    own, seen = encoder.config, encoder.spec.seen if seen is None else seen
     config = BackboneConfig(own.encoder, own.hyperparameters, own.preprocessing, own.feature_reduction, seen)
     return Backbone(config, freeze_unused(encoder.network), encoder.fingerprint)
 
@@ -380,6 +380,6 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
 
 
 __all__ = [
-    "Backbone", "BackboneConfig", "Seen", "check_free", "load_backbone", "randomised", "save_backbone",
-    "small_backbone", "with_leads",
+    "Backbone", "BackboneConfig", "check_free", "load_backbone", "randomised", "save_backbone", "small_backbone",
+    "with_leads",
 ]  # fmt: skip

@@ -12,39 +12,7 @@ from typing import Any, cast
 from mmecg.adaptation.towers import OWN, TowerInput
 from mmecg.config import parse_config
 from mmecg.encoders.preprocessing import Preprocessing
-from mmecg.encoders.registry import Reduction
-
-
-@dataclass(frozen=True)
-class Seen:
-    """Data that an encoder was trained on.
-
-    Attributes
-    ----------
-    data : str
-        Name of the data set.
-    stage : str
-        "pretraining", "finetuning", …
-    source : str
-        Where that is stated.
-    folds : tuple of int
-        Its folds, if only some are known to be seen; empty if it may have seen all.
-    """
-
-    data: str
-    stage: str
-    source: str
-    folds: tuple[int, ...] = ()
-
-    def sentence(self, title: str, fold: int | None) -> str:
-        """Return what a reader of a figure on this data must know; ``fold`` is the one evaluated."""
-        if self.folds and fold is not None and fold not in self.folds:
-            seen = ", ".join(map(str, self.folds))
-            return f"{title} saw folds {seen} of {self.data} in {self.stage} ({self.source}), not fold {fold}."
-        return (
-            f"{title} saw {self.data} in {self.stage} ({self.source}): "
-            f"its figures on {self.data} are not figures on unseen patients."
-        )
+from mmecg.encoders.registry import Reduction, SeenData
 
 
 @dataclass(frozen=True)
@@ -61,7 +29,7 @@ class BackboneConfig:
         From a recording to the network's input; its leads are those of the input.
     feature_reduction : {"mean", "max", "min"}
         How features of segments become one vector.
-    seen : tuple of Seen
+    seen : tuple of SeenData
         What it was trained on, in order.
     """
 
@@ -69,7 +37,7 @@ class BackboneConfig:
     hyperparameters: Mapping[str, Any]
     preprocessing: TowerInput | Preprocessing
     feature_reduction: Reduction = "mean"
-    seen: tuple[Seen, ...] = ()
+    seen: tuple[SeenData, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hyperparameters", json.loads(json.dumps(dict(self.hyperparameters))))
@@ -85,7 +53,7 @@ def parse_backbone(content: Mapping[str, Any]) -> BackboneConfig:
     """
     kind: type[TowerInput | Preprocessing] = TowerInput if content["encoder"] == OWN else Preprocessing
     preprocessing = parse_config(kind, content["preprocessing"], prefix="preprocessing.")
-    seen = tuple(parse_config(Seen, item, prefix="seen.") for item in content["seen"])
+    seen = tuple(parse_config(SeenData, item, prefix="seen.") for item in content["seen"])
     reduction = cast("Reduction", content["feature_reduction"])
     return BackboneConfig(str(content["encoder"]), dict(content["hyperparameters"]), preprocessing, reduction, seen)
 
@@ -96,8 +64,3 @@ def fingerprint_of(config: BackboneConfig, weights: Path) -> str:
     with weights.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return hashlib.sha256((json.dumps(content, sort_keys=True) + digest).encode()).hexdigest()
-
-
-def plain_name(name: str) -> str:
-    """Return a name without case, blanks, hyphens and underscores."""
-    return "".join(letter for letter in name.lower() if letter.isalnum())

@@ -24,10 +24,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mmecg.adaptation.backbone import BATCH_SIZE, Backbone, Seen, load_backbone, save_backbone
+from mmecg.adaptation.backbone import BATCH_SIZE, Backbone, load_backbone, save_backbone
 from mmecg.adaptation.linear import LinearHead
 from mmecg.adaptation.pooling import AttentionPool
 from mmecg.ecg import Ecg
+from mmecg.encoders.registry import SeenData
 from mmecg.errors import BundleError
 from mmecg.labels.logistic import expit
 from mmecg.prediction.calibration import LogitMap, fit_logit_map
@@ -182,7 +183,9 @@ class EcgClassifier:
         """Return the probability of every label: float64, shape (n, labels)."""
         return expit(self.logits(ecgs))
 
-    def save(self, path: str | Path, *, seen: Sequence[Seen] = (), training: Mapping[str, Any] | None = None) -> str:
+    def save(
+        self, path: str | Path, *, seen: Sequence[SeenData] = (), training: Mapping[str, Any] | None = None
+    ) -> str:
         """Write the classifier; return the fingerprint of its backbone.
 
         Raises

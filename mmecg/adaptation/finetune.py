@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import distributed, nn
 
-from mmecg.adaptation.backbone import BATCH_SIZE, Backbone, Seen, check_free, randomised, with_leads
+from mmecg.adaptation.backbone import BATCH_SIZE, Backbone, check_free, randomised, with_leads
 from mmecg.adaptation.classifier import Classifier, EcgClassifier, fit_calibration, stack
 from mmecg.adaptation.examples import Examples
 from mmecg.adaptation.finetune_config import RATES, FinetuneConfig
@@ -31,6 +31,7 @@ from mmecg.adaptation.linear import LinearHead, fit_linear
 from mmecg.adaptation.lora import add_lora, merge_lora
 from mmecg.adaptation.probe import ENCODER, RANDOM, ProbeConfig, priors_of, probe_features, run_facts
 from mmecg.adaptation.scores import ScoreTable, label_auroc, score_systems
+from mmecg.encoders.registry import SeenData
 from mmecg.errors import BundleError
 from mmecg.evaluation.results import Evaluation
 from mmecg.modeling.ecg_encoder import EcgEncoder
@@ -355,7 +356,7 @@ def _save(result: FinetuneResult, examples: Examples, split: Split, config: Fine
     seen = []
     if examples.data:
         folds = sorted(set(examples.table.folds[np.concatenate([split.fit, split.choose])].tolist()))
-        seen.append(Seen(examples.data, "finetuning", "config.json of the classifier", tuple(folds)))
+        seen.append(SeenData(examples.data, "finetuning", "config.json of the classifier", tuple(folds)))
     result.classifier.save(out, seen=seen, training=_plain(config))
 
 

@@ -88,7 +88,6 @@ def load_tower(path: Path, *, precision: Any) -> tuple[PublishedEncoder, tuple[S
     from mmecg.encoders.preprocessing import Preprocessing
     from mmecg.encoders.published import PublishedConfig, load_encoder, write_encoder
     from mmecg.encoders.published_files import is_encoder
-    from mmecg.encoders.registry import SeenData
     from mmecg.errors import InvalidInputError
 
     if is_encoder(path):
@@ -105,5 +104,4 @@ def load_tower(path: Path, *, precision: Any) -> tuple[PublishedEncoder, tuple[S
     with tempfile.TemporaryDirectory() as folder:
         adapted = Path(folder) / "encoder"
         write_encoder(adapted, config, backbone.network.state_dict())
-        seen = tuple(SeenData(item.data, item.stage, item.source, item.folds) for item in own.seen)
-        return load_encoder(adapted, precision=precision), seen
+        return load_encoder(adapted, precision=precision), own.seen

@@ -14,9 +14,10 @@ import torch
 from torch import nn
 
 from mmecg.adaptation.backbone import Backbone, load_backbone, save_backbone, small_backbone
-from mmecg.adaptation.backbone_config import BackboneConfig, Seen
+from mmecg.adaptation.backbone_config import BackboneConfig
 from mmecg.adaptation.towers import build_network
 from mmecg.encoders.ecg_fm import SPEC as ECG_FM
+from mmecg.encoders.registry import SeenData
 from mmecg.errors import AlreadyExistsError, BundleError
 from mmecg.pretraining.config import PretrainingConfig
 from mmecg.pretraining.data import PairSampler
@@ -150,7 +151,7 @@ def run(
     if rank:
         return None
     folds = ", ".join(map(str, config.folds))
-    seen = Seen(name, "pretraining", f"mmecg pretrain on folds {folds}, without labels", config.folds)
+    seen = SeenData(name, "pretraining", f"mmecg pretrain on folds {folds}, without labels", config.folds)
     path = out / FOLDER
     fingerprint = save_backbone(path, state.average.cpu().eval(), seen=[seen], training=asdict(config))
     (out / FILE).unlink(missing_ok=True)

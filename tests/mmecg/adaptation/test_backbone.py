@@ -12,7 +12,6 @@ import torch
 from mmecg.adaptation.backbone import (
     CONFIG,
     WEIGHTS,
-    Seen,
     load_backbone,
     save_backbone,
     small_backbone,
@@ -24,6 +23,7 @@ from mmecg.datasets.synthetic import synthetic_ecg
 from mmecg.encoders.ecg_fm import SPEC as ECG_FM
 from mmecg.encoders.ecg_founder import SPEC as ECG_FOUNDER
 from mmecg.encoders.published import configure, load_encoder, write_encoder
+from mmecg.encoders.registry import SeenData
 from mmecg.errors import AlreadyExistsError, BundleError, InvalidInputError, SignalError
 
 TOYS = {
@@ -87,7 +87,7 @@ def test_what_is_saved_loads_again(tmp_path, published):
     for name, backbone in (("a", load_backbone(published)), ("b", small_backbone(3)), ("c", load_backbone(published))):
         with torch.no_grad():
             next(backbone.parameters()).add_(0.01)
-        seen = Seen("PTB-XL", "finetuning", "mmecg finetune", (1, 2))
+        seen = SeenData("PTB-XL", "finetuning", "mmecg finetune", (1, 2))
         fingerprint = save_backbone(tmp_path / name, backbone, seen=[seen], training={"seed": 1})
         again = load_backbone(tmp_path / name)
         assert again.fingerprint == fingerprint != backbone.fingerprint
