@@ -33,7 +33,9 @@ The two thresholds in mV were set on PTB-XL so that they fire rarely on records 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +57,9 @@ WANDER_HZ = 0.5
 WANDER_MV = 0.60
 EINTHOVEN_SHARE = 0.33
 REVERSAL_CORRELATION = -0.75
+
+_TOGETHER = 100_000
+"""Samples that are assessed in one go: what a call costs is shared, and they still fit the processor's cache."""
 
 _Signal = NDArray[np.float32]
 
@@ -90,19 +95,30 @@ def assess_quality(ecg: Ecg) -> tuple[QualityFinding, ...]:
     tuple of QualityFinding
         At most one of each kind, in the order of :data:`QUALITY_KINDS`; empty if nothing was found.
     """
-    present = ecg.lead_mask
-    span = _window_span(ecg.signal, ecg.sampling_rate_hz)
-    flat = present & (span < FLAT_MV)
-    moving = present & ~flat
-    found = [_finding("missing_lead", ~present, "not recorded"), _finding("flat", flat, _worst(span, flat, FLAT_MV))]
-    clipped = _longest_plateau_s(ecg.signal, ecg.sampling_rate_hz)
-    saturated = moving & (clipped >= CLIP_S)
-    found.append(_finding("saturated", saturated, _worst(clipped, saturated, CLIP_S, unit="s")))
-    noise, wander = _band_levels(ecg.signal, ecg.sampling_rate_hz)
-    for kind, level, limit in (("noise", noise, NOISE_MV), ("baseline_wander", wander, WANDER_MV)):
-        found.append(_finding(kind, moving & (level > limit), _worst(level, moving, limit)))
-    found.extend(_limb_findings(ecg.signal, moving))
-    return tuple(finding for finding in found if finding is not None)
+    return assess_each([ecg])[0]
+
+
+def assess_each(ecgs: Sequence[Ecg]) -> list[tuple[QualityFinding, ...]]:
+    """Return what :func:`assess_quality` says of each recording; those of one length and rate share their arithmetic.
+
+    Parameters
+    ----------
+    ecgs : sequence of Ecg
+    """
+    alike: dict[tuple[int, float], list[int]] = {}
+    for place, ecg in enumerate(ecgs):
+        alike.setdefault((ecg.signal.shape[1], ecg.sampling_rate_hz), []).append(place)
+    found: list[tuple[QualityFinding, ...]] = [()] * len(ecgs)
+    for (samples, rate), places in alike.items():
+        step = max(1, _TOGETHER // (len(LEADS) * samples))
+        for start in range(0, len(places), step):
+            part = places[start : start + step]
+            signals = np.stack([ecgs[place].signal for place in part])
+            for place, findings in zip(
+                part, _assess(signals, np.stack([ecgs[place].lead_mask for place in part]), rate), strict=True
+            ):
+                found[place] = findings
+    return found
 
 
 def quality_kinds(ecg: Ecg) -> list[str]:
@@ -110,15 +126,42 @@ def quality_kinds(ecg: Ecg) -> list[str]:
     return [finding.kind for finding in assess_quality(ecg)]
 
 
-def _finding(kind: str, leads: NDArray[np.bool_], detail: str) -> QualityFinding | None:
-    if not leads.any():
-        return None
-    return QualityFinding(kind, tuple(LEADS[row] for row in np.flatnonzero(leads)), detail)
+class _Rule(NamedTuple):
+    """A kind, the leads concerned of each recording (bool, shape (recordings, leads)), and what to say of one."""
+
+    kind: str
+    leads: NDArray[np.bool_]
+    detail: Callable[[int], str]
+
+
+def _assess(signals: _Signal, present: NDArray[np.bool_], rate: float) -> list[tuple[QualityFinding, ...]]:
+    """Assess recordings: float32, shape (recordings, leads, samples), mV; bool, shape (recordings, leads)."""
+    rows = signals.reshape(-1, signals.shape[2])
+    span = _window_span(rows, rate).reshape(present.shape)
+    flat = present & (span < FLAT_MV)
+    moving = present & ~flat
+    clipped = _longest_plateau_s(rows, rate).reshape(present.shape)
+    saturated = moving & (clipped >= CLIP_S)
+    noise, wander = (level.reshape(present.shape) for level in _band_levels(rows, rate))
+    rules = [
+        _Rule("missing_lead", ~present, lambda one: "not recorded"),
+        _Rule("flat", flat, lambda one: _worst(span[one], flat[one], FLAT_MV)),
+        _Rule("saturated", saturated, lambda one: _worst(clipped[one], saturated[one], CLIP_S, unit="s")),
+        _Rule("noise", moving & (noise > NOISE_MV), lambda one: _worst(noise[one], moving[one], NOISE_MV)),
+        _Rule(
+            "baseline_wander", moving & (wander > WANDER_MV), lambda one: _worst(wander[one], moving[one], WANDER_MV)
+        ),
+        *_limb_rules(signals, moving),
+    ]
+    found: list[list[QualityFinding]] = [[] for _ in signals]
+    for kind, leads, detail in rules:
+        for one in np.flatnonzero(leads.any(axis=1)):
+            names = tuple(LEADS[row] for row in np.flatnonzero(leads[one]))
+            found[one].append(QualityFinding(kind, names, detail(one)))
+    return list(map(tuple, found))
 
 
 def _worst(level: NDArray[np.floating], leads: NDArray[np.bool_], limit: float, *, unit: str = "mV") -> str:
-    if not leads.any():
-        return ""
     worst = level[leads].min() if limit == FLAT_MV else level[leads].max()
     return f"{worst:.3g} {unit}, limit {limit:g} {unit}"
 
@@ -156,8 +199,9 @@ def _longest_plateau_s(signal: _Signal, rate: float) -> NDArray[np.float64]:
     longest = np.zeros(len(signal))
     for extremes in (signal.max(axis=1, keepdims=True), signal.min(axis=1, keepdims=True)):
         held = signal == extremes
+        count = np.bincount(np.flatnonzero(held) // signal.shape[1], minlength=len(signal))
         # Most leads stay there too short even if all their samples there were in a row.
-        for row in np.flatnonzero(np.count_nonzero(held, axis=1) / rate >= CLIP_S):
+        for row in np.flatnonzero(count / rate >= CLIP_S):
             if abs(extremes[row, 0] - np.median(signal[row])) >= CLIP_MV:
                 edges = np.flatnonzero(np.diff(np.r_[False, held[row], False]))
                 longest[row] = max(longest[row], (edges[1::2] - edges[::2]).max() / rate)
@@ -211,41 +255,51 @@ def quantiles(values: NDArray[np.floating], *shares: float) -> list[NDArray[np.f
     ]
 
 
-def _limb_findings(signal: _Signal, moving: NDArray[np.bool_]) -> list[QualityFinding | None]:
-    if not moving[:3].all():
-        return []
-    i, ii, iii, *augmented = signal[:6] - quantiles(signal[:6], 0.5)[0][:, None]
-    expected = (-(i + ii) / 2, (i - iii) / 2, (ii + iii) / 2)
-    size = np.array([_rms(lead) for lead in (i, ii, iii)]).mean()
+def _limb_rules(signals: _Signal, moving: NDArray[np.bool_]) -> list[_Rule]:
+    """Apply the last three rules to the recordings whose leads I, II and III move."""
+    mismatch, swapped, reversed_arms = np.zeros((3, *moving.shape), np.bool_)
+    details: dict[int, str] = {}
+    correlations: dict[int, float] = {}
+    fit = np.flatnonzero(moving[:, :3].all(axis=1))
+    limbs = signals[fit, :6]
+    limbs = limbs - quantiles(limbs.reshape(-1, limbs.shape[2]), 0.5)[0].reshape(-1, 6, 1)
+    i, ii, iii = limbs[:, 0], limbs[:, 1], limbs[:, 2]
+    expected = np.stack([-(i + ii) / 2, (i - iii) / 2, (ii + iii) / 2], axis=1)
+    size = _rms(limbs[:, :3]).mean(axis=1)
     einthoven = _rms(ii - i - iii) / size
-    # residual[a, b]: how badly the augmented lead a fits the formula of the augmented lead b.
-    residual = np.array([[_rms(lead - formula) / size for formula in expected] for lead in augmented])
-    have = moving[3:6]
-    bad = np.zeros(len(LEADS), np.bool_)
-    bad[:3] = einthoven > EINTHOVEN_SHARE
-    bad[3:6] = have & (np.diagonal(residual) > EINTHOVEN_SHARE)
-    worst = max([einthoven, *np.diagonal(residual)[have]])
-    fits_other = have & (residual.argmin(axis=1) != np.arange(3)) & (residual.min(axis=1) <= EINTHOVEN_SHARE)
-    swapped = np.zeros(len(LEADS), np.bool_)
-    swapped[3:6] = fits_other & bad[3:6] & (not bad[0])
-    findings = [
-        _finding("einthoven_mismatch", bad, f"contradiction {worst:.2g} of the leads, limit {EINTHOVEN_SHARE:g}"),
-        _finding("lead_swap", swapped, "each fits the formula of another augmented lead"),
+    misfit = _rms(limbs[:, 3:] - expected) / size[:, None]
+    mismatch[fit, :3] = (einthoven > EINTHOVEN_SHARE)[:, None]
+    mismatch[fit, 3:6] = moving[fit, 3:6] & (misfit > EINTHOVEN_SHARE)
+    for at in np.flatnonzero(mismatch[fit].any(axis=1)):
+        one = fit[at]
+        worst = max([einthoven[at], *misfit[at][moving[one, 3:6]]])
+        details[one] = f"contradiction {worst:.2g} of the leads, limit {EINTHOVEN_SHARE:g}"
+        # residual[a, b]: how badly the augmented lead a fits the formula of the augmented lead b.
+        residual = _rms(limbs[at, 3:, None] - expected[at, None]) / size[at]
+        fits_other = (residual.argmin(axis=1) != np.arange(3)) & (residual.min(axis=1) <= EINTHOVEN_SHARE)
+        swapped[one, 3:6] = fits_other & mismatch[one, 3:6] & (not mismatch[one, 0])
+    positive = limbs[:, 3].max(axis=1) > -limbs[:, 3].min(axis=1)
+    for at in np.flatnonzero(positive & moving[fit][:, [3, 11]].all(axis=1)):
+        one = fit[at]
+        correlations[one] = _correlation(i[at], signals[one, 11])
+        reversed_arms[one, [0, 3]] = correlations[one] < REVERSAL_CORRELATION
+    return [
+        _Rule("einthoven_mismatch", mismatch, details.__getitem__),
+        _Rule("lead_swap", swapped, lambda one: "each fits the formula of another augmented lead"),
+        _Rule(
+            "limb_reversal",
+            reversed_arms,
+            lambda one: f"correlation of I with V6 {correlations[one]:.2f}, limit {REVERSAL_CORRELATION:g}",
+        ),
     ]
-    if moving[[3, 11]].all():
-        findings.append(_reversal_finding(i, augmented[0], signal[11]))
-    return findings
 
 
-def _reversal_finding(i: _Signal, avr: _Signal, v6: _Signal) -> QualityFinding | None:
-    one, other = i - i.mean(), v6 - v6.mean()
-    correlation = float(one @ other) / (math.sqrt(float(one @ one) * float(other @ other)))
-    reversed_arms = np.zeros(len(LEADS), np.bool_)
-    reversed_arms[[0, 3]] = correlation < REVERSAL_CORRELATION and avr.max() > -avr.min()
-    return _finding(
-        "limb_reversal", reversed_arms, f"correlation of I with V6 {correlation:.2f}, limit {REVERSAL_CORRELATION:g}"
-    )
+def _correlation(lead: _Signal, other: _Signal) -> float:
+    one, two = lead - lead.mean(), other - other.mean()
+    return float(one @ two) / (math.sqrt(float(one @ one) * float(two @ two)))
 
 
-def _rms(signal: NDArray[np.floating]) -> float:
-    return math.sqrt(float(signal @ signal) / len(signal))
+def _rms(signals: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return the root mean square along the last axis: float64."""
+    squares = np.matmul(signals[..., None, :], signals[..., :, None])[..., 0, 0]  # a dot product each
+    return np.sqrt(squares.astype(np.float64) / signals.shape[-1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from mmecg.ecg import LEADS, Ecg
 from mmecg.errors import IndexFormatError
-from mmecg.quality import assess_quality
+from mmecg.quality import QualityFinding, assess_quality
 from mmecg.report import Report
 from mmecg.search import without_zone
 from mmecg.study import ClinicalNote, Study
@@ -61,8 +62,19 @@ def encode_document(content: dict[str, Any]) -> str:
     return _COMPACT.encode(content)
 
 
-def describe_study(study: Study, described: dict[str, Any] | None = None) -> tuple[dict[str, Any], bytes | None]:
-    """Return what stands in the document, and the signal's bytes; see :func:`content_hash`."""
+def describe_study(
+    study: Study, described: dict[str, Any] | None = None, findings: Sequence[QualityFinding] | None = None
+) -> tuple[dict[str, Any], bytes | None]:
+    """Return what stands in the document, and the signal's bytes.
+
+    Parameters
+    ----------
+    study : Study
+    described : dict, optional
+        See :func:`content_hash`.
+    findings : sequence of QualityFinding, optional
+        What was found of its ECG, if that is known.
+    """
     signal = None
     document = {"version": DOCUMENT_VERSION} | (described or describe(study)) | {"quality": []}
     if study.ecg is not None:
@@ -72,7 +84,8 @@ def describe_study(study: Study, described: dict[str, Any] | None = None) -> tup
             "lead_mask": study.ecg.lead_mask.astype(int).tolist(),
             "crc": zlib.crc32(signal),
         }
-        document["quality"] = sorted({finding.kind for finding in assess_quality(study.ecg)})
+        findings = assess_quality(study.ecg) if findings is None else findings
+        document["quality"] = sorted({finding.kind for finding in findings})
     return document, signal
 
 
@@ -143,16 +156,18 @@ def encode_signal(signal: NDArray[np.float32]) -> tuple[dict[str, Any], bytes]:
     signal : float32, shape (leads=12, samples), mV
     """
     described: dict[str, Any] = {"samples": signal.shape[1]}
+    low, high = float(signal.min()), float(signal.max())
     for gain in _GAINS:
-        counts = np.rint(signal.astype(np.float64) * gain)
-        if counts.min() < -32768 or counts.max() > 32767:
+        if low * gain < -32768.25 or high * gain > 32767.25:
             continue
-        whole = counts.astype(np.int16)
+        # In float32 a product is off by less than 0.01, and a count that it misses would be none.
+        whole = np.rint(signal * np.float32(gain)).astype(np.int16)
         if _same_bits(_to_millivolt(whole, gain), signal):
             # Differences of neighbouring samples compress far better; int16 wraps around, so nothing is lost.
-            steps = np.diff(whole, axis=1, prepend=np.int16(0)).astype("<i2")
-            return described | {"encoding": "count planes", "gain": gain}, _compress(_planes(steps))
-    return described | {"encoding": "float32"}, _compress(_planes(signal.astype("<f4")))
+            steps = whole.copy()
+            steps[:, 1:] -= whole[:, :-1]
+            return described | {"encoding": "count planes", "gain": gain}, _compress(_planes(steps.view(np.uint16)))
+    return described | {"encoding": "float32"}, _compress(_planes(np.ascontiguousarray(signal).view(np.uint32)))
 
 
 def decode_signal(described: dict[str, Any], data: bytes) -> NDArray[np.float32]:
@@ -225,12 +240,17 @@ def _decode_ecg(described: dict[str, Any], data: bytes) -> Ecg:
 
 
 def _to_millivolt(counts: NDArray[np.int16], gain: float) -> NDArray[np.float32]:
+    """Return the nearest float32 to each quotient of float64."""
+    if float(np.float32(gain)) == gain:  # rounding twice gives the same: float64 has twice the digits and two more
+        return counts.astype(np.float32) / np.float32(gain)
     return (counts.astype(np.float64) / gain).astype(np.float32)
 
 
-def _planes(values: NDArray[np.generic]) -> bytes:
-    """Return the first bytes of all values, then the second ones, and so on: like stands beside like."""
-    return np.ascontiguousarray(values).view(np.uint8).reshape(-1, values.itemsize).T.tobytes()
+def _planes(values: NDArray[np.unsignedinteger]) -> bytes:
+    """Return the lowest bytes of all values, then the second ones, and so on: like stands beside like."""
+    return b"".join(
+        (values >> np.uint8(shift)).astype(np.uint8).tobytes() for shift in range(0, 8 * values.itemsize, 8)
+    )
 
 
 def _joined(planes: bytes, itemsize: int) -> bytes:

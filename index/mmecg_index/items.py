@@ -15,6 +15,7 @@ import numpy as np
 
 from mmecg.embedding import MODALITIES
 from mmecg.errors import ConflictError, PermissionDeniedError, QueryError
+from mmecg.quality import QualityFinding, assess_each
 from mmecg.search import Embeddings, WriteRequest, check_vectors
 from mmecg.study import Scope, Study
 from mmecg_index.codec import (
@@ -64,14 +65,24 @@ class Item:
         self._embeddings = embeddings
         self._recipe = recipe
         self._described = describe(study)
+        self._findings: Sequence[QualityFinding] | None = None
         self._content_hash = content_hash(study, secret, self._described)
         self.answered = request and Answered(secret, request, self._asked(request))
 
     @cached_property
     def encoded(self) -> tuple[dict[str, Any], str, bytes | None]:
         """What the document says, the document, and the signal."""
-        content, signal = describe_study(self.study, self._described)
+        content, signal = describe_study(self.study, self._described, self._findings)
         return content, encode_document(content), signal
+
+    @staticmethod
+    def encode(items: Sequence[Item]) -> None:
+        """Do for many what is slow, before anybody waits for it: :attr:`encoded`."""
+        ecgs = {item: item.study.ecg for item in items if item.study.ecg is not None}
+        for item, findings in zip(ecgs, assess_each(list(ecgs.values())), strict=True):
+            item._findings = findings
+        for item in items:
+            _ = item.encoded
 
     def _asked(self, request: WriteRequest) -> bytes:
         """Return what the request is about; what the bundle makes of it is not part of that."""

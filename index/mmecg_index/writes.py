@@ -102,9 +102,8 @@ class StudyWrites(StudyQueries):
         self._writer.check()
         with self._database.reading() as connection:
             there = find_all(connection, [study.study_id for study in studies])
-            for item in items:
-                if not item.is_stored(connection, there.get(item.study.study_id)):
-                    _ = item.encoded  # here, where nobody waits for it
+            new = [item for item in items if not item.is_stored(connection, there.get(item.study.study_id))]
+        Item.encode(new)
         numbers: list[int] = []
 
         def operation(connection: sqlite3.Connection) -> Written:

@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from mmecg.datasets.synthetic import synthetic_ecg
 from mmecg.ecg import LEADS, Ecg
 from mmecg.errors import SignalError
-from mmecg.quality import QUALITY_KINDS, assess_quality, quality_kinds, quantiles
+from mmecg.quality import QUALITY_KINDS, assess_each, assess_quality, quality_kinds, quantiles
 
 RATES = [100.0, 250.0, 500.0]
 
@@ -112,3 +112,37 @@ def test_quantiles_of_rows_are_those_of_numpy(samples: int) -> None:
     rows = np.random.default_rng(samples).normal(size=(3, samples)).astype(np.float32)
     shares = (0.05, 0.1, 0.5, 0.95)
     np.testing.assert_allclose(quantiles(rows, *shares), np.quantile(rows, shares, axis=1), rtol=1e-6)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 7), st.sampled_from([(100.0, 10), (100.0, 7.3), (500.0, 4)])), max_size=14))
+def test_many_recordings_get_the_findings_that_each_gets_alone(drawn: list[tuple[int, tuple[float, float]]]) -> None:
+    ecgs = [damaged(kind, rate, duration, seed) for seed, (kind, (rate, duration)) in enumerate(drawn)]
+    assert assess_each(ecgs) == [assess_quality(ecg) for ecg in ecgs]
+
+
+def test_each_kind_is_found_among_many() -> None:
+    ecgs = [damaged(kind, 100.0, 10, 0) for kind in range(8)] * 2
+    found = assess_each(ecgs)
+    assert found[:8] == found[8:]
+    assert {finding.kind for findings in found for finding in findings} == set(QUALITY_KINDS)
+
+
+def damaged(kind: int, rate: float, duration_s: float, seed: int) -> Ecg:
+    ecg = synthetic_ecg(sampling_rate_hz=rate, duration_s=duration_s, seed=seed)
+    signal, random = ecg.signal.copy(), np.random.default_rng(seed)
+    if kind == 1:
+        return ecg.select_leads(["I", "II", "III", "V2"])
+    if kind == 2:
+        signal[7, : round(3 * rate)] = 0.25
+    elif kind == 3:
+        signal[10] = 5 * np.clip(signal[10], -10, 0.15)
+    elif kind == 4:
+        signal[7] += random.normal(0, 0.2, signal.shape[1])
+    elif kind == 5:
+        signal[9] += np.sin(2 * np.pi * 0.2 * np.arange(signal.shape[1]) / rate)
+    elif kind == 6:
+        signal[[4, 5]] = signal[[5, 4]]
+    elif kind == 7:
+        signal[:5] = np.stack([-signal[0], signal[2], signal[1], signal[4], signal[3]])
+    return Ecg.from_array(signal, sampling_rate_hz=rate)
