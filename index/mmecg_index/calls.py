@@ -48,6 +48,10 @@ class Call(Protocol):
     def touched(self) -> Mapping[tuple[str, str], None]:
         """Subjects and studies that it named or was told of."""
 
+    @property
+    def failed(self) -> Mapping[str, Mapping[tuple[str, str], None]]:
+        """By the name of the status, subjects and studies of single items that came to nothing."""
+
 
 @dataclass(eq=False)
 class _Actor:
@@ -98,12 +102,18 @@ class CallTrail:
             _ACTOR.reset(token)
 
     def enter(self, call: Call) -> None:
-        """Enter a call as it stands now, unless it went well and its writes have entered it already."""
-        actor = _ACTOR.get()
+        """Enter a call as it stands now, unless it went well and its writes have entered it already.
+
+        Items of a stream that came to nothing have entries of their own, one for each status.
+        """
+        actor, moment = _ACTOR.get(), datetime.now(UTC)
         went_well = call.outcome in ("OK", "RUNNING")
-        if actor is not None and actor.call is call and actor.wrote and went_well:
-            return
-        touched = tuple(call.touched)
-        moment = datetime.now(UTC)
-        entry = AuditEntry(moment, call.principal, call.method, call.outcome, call.request_id, touched, len(touched))
-        self._corpus.audit.append([entry], are_reads=call.only_reads and went_well)
+        is_entered = actor is not None and actor.call is call and actor.wrote and went_well
+        is_told = bool(call.touched) or not call.failed
+        parts = [] if is_entered or not is_told else [(call.outcome, call.touched)]
+        entries = [
+            AuditEntry(moment, call.principal, call.method, outcome, call.request_id, tuple(touched), len(touched))
+            for outcome, touched in (*parts, *call.failed.items())
+        ]
+        if entries:
+            self._corpus.audit.append(entries, are_reads=call.only_reads and went_well and not call.failed)

@@ -7,7 +7,8 @@ service can forget to tell. Nothing else of a message is looked at.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -17,6 +18,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
 from mmecg_server.auth import METHOD_ROLES
+from mmecg_server.status import grpc_code
 
 MAX_TOUCHED = 1000
 """Studies of one entry; a stream that touches more makes several."""
@@ -50,6 +52,8 @@ class CallRecord:
         Name of the status; "RUNNING" in the entries of a stream that goes on.
     touched : dict of (subject id, study id) to None
         In the order met; either id may be empty.
+    failed : dict of str to dict
+        By the name of its status, what single items of a stream were about that came to nothing.
     """
 
     method: str
@@ -58,6 +62,8 @@ class CallRecord:
     principal: str = ""
     outcome: str = "RUNNING"
     touched: dict[tuple[str, str], None] = field(default_factory=dict)
+    failed: dict[str, dict[tuple[str, str], None]] = field(default_factory=dict)
+    _unanswered: deque[list[list[tuple[str, str]]]] = field(default_factory=deque, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @property
@@ -67,17 +73,40 @@ class CallRecord:
 
     def see(self, message: Message) -> None:
         """Note whom and what a request or an answer is about."""
+        if self.trail is not None:
+            self._note(self._named(message))
+
+    def see_request(self, message: Message) -> None:
+        """Keep whom and what the next message of a stream is about, until it is answered."""
+        if self.trail is not None:
+            items: Sequence[Message] = getattr(message, "items", ()) or (message,)
+            self._unanswered.append([self._named(item) for item in items])
+
+    def see_answer(self, message: Message) -> None:
+        """Note what the oldest message without an answer was about, item by item: done, or by which status refused."""
         if self.trail is None:
             return
+        items = self._unanswered.popleft()
+        outcomes: Sequence[Any] = getattr(message, "outcomes", ()) or (message,) * len(items)
+        for item, outcome in zip(items, outcomes, strict=True):
+            refused = outcome.status.code if outcome.HasField("status") else None
+            self._note(item, "" if refused is None else grpc_code(refused).name)
+        self._note(self._named(message))
+
+    def _named(self, message: Message) -> list[tuple[str, str]]:
         found = list(touched_by(message))
         unknown = [study for subject, study in found if study and not subject]
         # At once: after a deletion nobody knows whose study it was.
-        subjects = self.trail.subjects_of(unknown) if unknown else {}
-        with self._lock:  # one thread reads the requests of a stream, another answers them
-            self.touched.update(dict.fromkeys((subject or subjects.get(study, ""), study) for subject, study in found))
-            if len(self.touched) >= MAX_TOUCHED:
+        subjects = self.trail.subjects_of(unknown) if unknown and self.trail is not None else {}
+        return [(subject or subjects.get(study, ""), study) for subject, study in found]
+
+    def _note(self, pairs: Iterable[tuple[str, str]], failure: str = "") -> None:
+        with self._lock:
+            into = self.failed.setdefault(failure, {}) if failure else self.touched
+            into.update(dict.fromkeys(pairs))
+            if len(into) >= MAX_TOUCHED and self.trail is not None:
                 self.trail.enter(self)
-                self.touched = {}
+                self.touched, self.failed = {}, {}
 
     def acting(self) -> AbstractContextManager[None]:
         """Let what this thread writes be entered as this call's."""
@@ -87,6 +116,8 @@ class CallRecord:
         """Hand the call to the trail."""
         self.outcome = outcome
         if self.trail is not None:
+            for items in list(self._unanswered):  # a stream that broke off
+                self.touched.update(dict.fromkeys(pair for item in items for pair in item))
             self.trail.enter(self)
 
 

@@ -30,7 +30,7 @@ from mmecg_server.config import LimitsConfig
 from mmecg_server.logs import log
 from mmecg_server.metrics import Metrics
 from mmecg_server.open_services import OpenServices
-from mmecg_server.status import error_id_of, render_status
+from mmecg_server.status import error_id_of, grpc_code, render_status
 from mmecg_server.telemetry import REQUEST_ID, Refusals, Watch
 from mmecg_server.tracing import Tracing
 
@@ -192,11 +192,11 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]  # not 
 
             def stream(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Message]:
                 with self._threaded(), self._call(method, context, streaming=True) as (watch, record):
-                    checked = map(partial(_checked, watch=watch, record=record), requests)
+                    checked = map(partial(_checked, watch=watch, see=record.see_request), requests)
                     answers = serve_stream(checked, context)
                     for answer in self._watchdog.follow(answers, context, self._limits.stream_idle_s):
                         watch.count_answer(answer.ByteSize())
-                        record.see(answer)
+                        record.see_answer(answer)
                         yield answer
 
             return grpc.stream_stream_rpc_method_handler(stream, decode, handler.response_serializer)
@@ -205,7 +205,7 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]  # not 
 
         def unary(requests: Iterator[Any], context: grpc.ServicerContext) -> Message | None:
             with self._threaded(), self._call(method, context) as (watch, record):
-                response: Message = serve_unary(_checked(self._only(requests, context), watch, record), context)
+                response: Message = serve_unary(_checked(self._only(requests, context), watch, record.see), context)
                 self._check_size(response)
                 watch.count_answer(response.ByteSize())
                 record.see(response)
@@ -299,11 +299,6 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]  # not 
             )
 
 
-def grpc_code(number: int) -> grpc.StatusCode:
-    """Return the status code of a number."""
-    return next(code for code in grpc.StatusCode if code.value[0] == number)
-
-
 def _enter_failure(record: CallRecord, code: grpc.StatusCode) -> None:
     try:
         record.end(code.name)
@@ -327,9 +322,9 @@ def _tolerant(deserialize: Callable[[bytes], Message]) -> Callable[[bytes], Mess
     return decode
 
 
-def _checked(request: Message | InvalidInputError, watch: Watch, record: CallRecord) -> Message:
+def _checked(request: Message | InvalidInputError, watch: Watch, see: Callable[[Message], None]) -> Message:
     if isinstance(request, InvalidInputError):
         raise request
     watch.take(request)
-    record.see(request)
+    see(request)
     return request

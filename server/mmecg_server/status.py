@@ -54,6 +54,11 @@ def code_of(error: Exception) -> grpc.StatusCode:
     return next((code for kind, code in CODES if isinstance(error, kind)), grpc.StatusCode.INTERNAL)
 
 
+def grpc_code(number: int) -> grpc.StatusCode:
+    """Return the status code of a number."""
+    return next(code for code in grpc.StatusCode if code.value[0] == number)
+
+
 def render_status(error: Exception, request: Message | None = None) -> status_pb2.Status:
     """Render an error as a status with details.
 

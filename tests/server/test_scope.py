@@ -1,6 +1,7 @@
 """Over the wire, a caller sees and changes what its scope allows; the audit trail tells what everybody did."""
 
 import json
+import threading
 from dataclasses import replace
 
 import pytest
@@ -129,6 +130,46 @@ def test_the_trail_tells_what_everybody_did(clients, retriever):
         ("", "CorpusService/GetStudy", "UNAUTHENTICATED", []),
         ("north", "SearchService/Search", "OK", sorted([gone, ("subject-1", "study-2"), ("subject-2", "study-4")])),
     ]
+
+
+def test_a_stream_that_stores_many_studies_is_entered_with_them_and_not_once_more(
+    clients, retriever, make_study, monkeypatch
+):
+    monkeypatch.setattr("mmecg_server.audit.MAX_TOUCHED", 3)
+    is_stored = threading.Event()
+
+    def studies():
+        yield make_study(50)
+        assert is_stored.wait(20)
+        yield from map(make_study, range(51, 60))
+
+    for outcome in clients["whole"].upsert(studies()):
+        assert outcome.error is None
+        is_stored.set()
+    names = [each.study_id for entry in entries_of(retriever) for each in entry.touched]
+    assert sorted(name for name in names if name >= "study-50") == [f"study-{number}" for number in range(50, 60)]
+
+
+def test_items_of_a_stream_that_were_refused_have_entries_of_their_own(clients, retriever, make_study):
+    north = clients["north"]
+    mine, theirs = replace(make_study(20), site="north"), replace(make_study(21), site="south")
+    assert len(list(north.upsert([mine, theirs]))) == 2
+    asked = [Query(study_id="study-0"), Query(study_id="study-1")]
+    assert len(list(north.search_many(asked, exclude_same_subject=False))) == 2
+    told = {
+        (entry.method.rpartition("/")[2], entry.outcome, touched.study_id or touched.study_digest)
+        for entry in entries_of(retriever)
+        for touched in entry.touched
+        if entry.principal == "north"
+    }
+    found = {(method, outcome): study for method, outcome, study in told}
+    assert found["UpsertStudies", "OK"] == "study-20"
+    assert len([each for each in told if each[:2] == ("UpsertStudies", "PERMISSION_DENIED")]) == 1
+    assert {each for each in told if each[0] == "SearchStream" and each[1] != "OK"} == {
+        ("SearchStream", "NOT_FOUND", "study-1")
+    }
+    assert ("SearchStream", "OK", "study-0") in told
+    assert ("SearchStream", "OK", "study-1") not in told
 
 
 def test_entries_carry_the_request_id_of_the_log(clients, retriever, log_lines):
