@@ -155,7 +155,7 @@ def _assess(signals: _Signal, present: NDArray[np.bool_], rate: float) -> list[t
     ]
     found: list[list[QualityFinding]] = [[] for _ in signals]
     for kind, leads, detail in rules:
-        for one in np.flatnonzero(leads.any(axis=1)):
+        for one in map(int, np.flatnonzero(leads.any(axis=1))):
             names = tuple(LEADS[row] for row in np.flatnonzero(leads[one]))
             found[one].append(QualityFinding(kind, names, detail(one)))
     return list(map(tuple, found))
@@ -271,7 +271,7 @@ def _limb_rules(signals: _Signal, moving: NDArray[np.bool_]) -> list[_Rule]:
     mismatch[fit, :3] = (einthoven > EINTHOVEN_SHARE)[:, None]
     mismatch[fit, 3:6] = moving[fit, 3:6] & (misfit > EINTHOVEN_SHARE)
     for at in np.flatnonzero(mismatch[fit].any(axis=1)):
-        one = fit[at]
+        one = int(fit[at])
         worst = max([einthoven[at], *misfit[at][moving[one, 3:6]]])
         details[one] = f"contradiction {worst:.2g} of the leads, limit {EINTHOVEN_SHARE:g}"
         # residual[a, b]: how badly the augmented lead a fits the formula of the augmented lead b.
@@ -280,7 +280,7 @@ def _limb_rules(signals: _Signal, moving: NDArray[np.bool_]) -> list[_Rule]:
         swapped[one, 3:6] = fits_other & mismatch[one, 3:6] & (not mismatch[one, 0])
     positive = limbs[:, 3].max(axis=1) > -limbs[:, 3].min(axis=1)
     for at in np.flatnonzero(positive & moving[fit][:, [3, 11]].all(axis=1)):
-        one = fit[at]
+        one = int(fit[at])
         correlations[one] = _correlation(i[at], signals[one, 11])
         reversed_arms[one, [0, 3]] = correlations[one] < REVERSAL_CORRELATION
     return [
@@ -302,4 +302,4 @@ def _correlation(lead: _Signal, other: _Signal) -> float:
 def _rms(signals: NDArray[np.floating]) -> NDArray[np.float64]:
     """Return the root mean square along the last axis: float64."""
     squares = np.matmul(signals[..., None, :], signals[..., :, None])[..., 0, 0]  # a dot product each
-    return np.sqrt(squares.astype(np.float64) / signals.shape[-1])
+    return np.asarray(np.sqrt(squares.astype(np.float64) / signals.shape[-1]))

@@ -66,7 +66,8 @@ class ChunkReader(Generic[Request]):
         self._bytes = 0
         self._ended = False
         self._error: Exception | None = None
-        threading.Thread(target=self._read, name="stream-reader", daemon=True).start()
+        # In the context of the call: what its requests name is entered in the audit trail as the call's, not once more.
+        threading.Thread(target=copy_context().run, args=(self._read,), name="stream-reader", daemon=True).start()
 
     def __iter__(self) -> Iterator[list[Request]]:
         """Yield chunks; raise what the stream raised once all before it were handed on.
