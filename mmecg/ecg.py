@@ -141,7 +141,7 @@ class Ecg:
             )
         placed = np.zeros((len(LEADS), array.shape[1]), np.float32)
         with np.errstate(over="ignore"):
-            placed[names] = array * _UNIT_TO_MV[unit]
+            placed[names] = array if unit == "mV" else array * _UNIT_TO_MV[unit]
         mask = np.zeros(len(LEADS), np.bool_)
         mask[names] = True
         _check_amplitude(placed, mask)
@@ -316,8 +316,8 @@ def _check_leads(rows: int, leads: Sequence[str] | None) -> list[int]:
             field="ecg.leads",
         )
     index = [lead_index(lead) for lead in leads]
-    repeated = sorted({LEADS[i] for i in index if index.count(i) > 1})
-    if repeated:
+    if len(set(index)) < len(index):
+        repeated = sorted({LEADS[i] for i in index if index.count(i) > 1})
         raise SignalError(f"lead {', '.join(repeated)} is named more than once, expected each once", field="ecg.leads")
     return index
 
@@ -344,10 +344,9 @@ def _check_duration(samples: int, rate: float) -> None:
 
 
 def _check_amplitude(signal: NDArray[np.float32], mask: NDArray[np.bool_]) -> None:
-    present = signal[mask]
-    if not present.any():
+    peak = max(signal.max(), -signal.min())  # leads that are missing are zero
+    if not peak:
         raise SignalError("every sample is zero, expected a recording in millivolt", field="ecg.signal")
-    peak = np.abs(present).max()
     if peak > _MAX_SAMPLE_MV:
         raise SignalError(
             f"a sample is {peak:.3g} mV, expected at most {_MAX_SAMPLE_MV:.3g} mV even of an artefact; "
@@ -358,6 +357,7 @@ def _check_amplitude(signal: NDArray[np.float32], mask: NDArray[np.bool_]) -> No
         return  # no deviation from a median can exceed the limit: the quick way out for nearly every recording
     # A typical lead that moves decides: one lead full of artefact does not condemn the recording, and flat leads do
     # not hide a wrong unit.
+    present = signal[mask]
     deviation = np.abs(present - np.median(present, axis=1, keepdims=True))
     amplitude = np.percentile(deviation, 99, axis=1)
     moving = amplitude[amplitude != 0]
