@@ -13,9 +13,8 @@ from mmecg.evaluation.bootstrap import DEFAULT_RESAMPLES
 from mmecg.evaluation.results import Row
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure as Picture
-
     from mmecg.experiments.bench import Bench
+    from mmecg.experiments.scatter import Picture
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much is done, and how much there is."""

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as Picture
 from numpy.typing import NDArray
 
 # Colours that people with colour blindness tell apart: Okabe and Ito, Color Universal Design (2008).
@@ -24,7 +24,7 @@ _COLOURS = (
 )
 
 
-def draw_map(places: NDArray[np.float32], groupings: Mapping[str, Sequence[str]], title: str) -> Figure:
+def draw_map(places: NDArray[np.float32], groupings: Mapping[str, Sequence[str]], title: str) -> Picture:
     """Draw the same places once a grouping, beside each other; the commonest group is drawn first.
 
     Parameters
@@ -34,7 +34,7 @@ def draw_map(places: NDArray[np.float32], groupings: Mapping[str, Sequence[str]]
         Group of each place, by the grouping's name.
     title : str
     """
-    figure = Figure(figsize=(4.2 * len(groupings), 4.6), layout="constrained")
+    figure = Picture(figsize=(4.2 * len(groupings), 4.6), layout="constrained")
     for axes, (name, groups) in zip(
         figure.subplots(1, len(groupings), squeeze=False)[0], groupings.items(), strict=True
     ):
@@ -49,3 +49,6 @@ def draw_map(places: NDArray[np.float32], groupings: Mapping[str, Sequence[str]]
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.01), ncols=3, fontsize=7, markerscale=2, frameon=False)
     figure.suptitle(title, fontsize=11)
     return figure
+
+
+__all__ = ["Picture", "draw_map"]
