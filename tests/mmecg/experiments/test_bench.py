@@ -53,6 +53,13 @@ def test_views_show_parts_and_leads(bench):
     close(lead[[3]], bench.encoders[bench.first].features([ecg.select_leads(["I"])]))
 
 
+def test_only_the_rows_asked_for_are_encoded(bench):
+    rows = bench.split.test[:3]
+    found = bench.features(bench.first, segments(2.5), rows)
+    assert np.flatnonzero(np.abs(found).sum(axis=(1, 2))).tolist() == rows.tolist()
+    close(found[rows].reshape(12, -1), bench.features(bench.first, segments(2.5))[rows].reshape(12, -1))
+
+
 def test_an_encoder_that_was_trained_is_another_one():
     encoder = small_backbone(1)
     before = identity(encoder)
