@@ -32,7 +32,7 @@ LEAD_LABELS = ("all/IMI", "all/ASMI", "all/LAFB", "all/CRBBB", "all/CLBBB", "all
 """Statements whose definition names leads."""
 
 SYSTEMS = {"on": PROBABILITY, "off": 0.0}
-RECIPE = Recipe(steps=400)
+RECIPE = Recipe(steps=300)
 
 
 def run(bench: Bench) -> Outcome:

@@ -28,7 +28,7 @@ from mmecg.experiments.figures import average, difference, excludes_zero, fit_he
 from mmecg.prediction.beats import INDEPENDENT, RATE_HZ, find_beats
 from mmecg.prediction.explain import integrated_gradients
 
-RECORDINGS = 10
+RECORDINGS = 8
 """Test recordings with the finding that are explained, at most."""
 
 SIGNAL = "signal"

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from mmecg.adaptation.backbone import Backbone
+from mmecg.errors import InvalidInputError
 from mmecg.experiments.bench import Bench
 from mmecg.training.augment import random_crops
 
@@ -104,7 +105,18 @@ def train(
         What is done to the crops.
     what : str
         For the progress.
+
+    Raises
+    ------
+    InvalidInputError
+        The recordings have another sampling rate than the encoder's input.
     """
+    if bench.recordings.rate != encoder.sampling_rate_hz:
+        raise InvalidInputError(
+            f"recordings have {bench.recordings.rate} Hz, expected {encoder.sampling_rate_hz:g} Hz as the network takes; "
+            "unpack the files of that rate beside ptbxl_database.csv",
+            field="data",
+        )
     rng = np.random.default_rng(bench.options.seed)
     with torch.random.fork_rng():
         torch.manual_seed(bench.options.seed)
