@@ -113,7 +113,7 @@ def train(
     """
     if bench.recordings.rate != encoder.sampling_rate_hz:
         raise InvalidInputError(
-            f"recordings have {bench.recordings.rate} Hz, expected {encoder.sampling_rate_hz:g} Hz as the network takes; "
+            f"recordings have {bench.recordings.rate} Hz, expected {encoder.sampling_rate_hz:g} Hz as the network; "
             "unpack the files of that rate beside ptbxl_database.csv",
             field="data",
         )

@@ -100,5 +100,5 @@ def perplexity(shares: Tensor) -> Tensor:
 
 
 def diversity_loss(shares: Tensor) -> Tensor:
-    """Return the share of codes that are not in use, 0 to 1 (wav2vec 2.0, equation 4)."""
+    """Return the share of codes that are not in use, 0 to 1: equation 4 of wav2vec 2.0, as its footnote writes it."""
     return (shares.numel() - perplexity(shares)) / shares.numel()

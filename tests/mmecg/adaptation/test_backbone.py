@@ -129,6 +129,10 @@ def test_a_network_of_one_lead_starts_from_what_it_knows(tmp_path, published):
     for index, backbone in enumerate((load_backbone(published), small_backbone())):
         single = with_leads(backbone, ["I"])
         assert single.prepare([recordings()[0]])[0].shape[1:] == (1, backbone.samples)
+        assert single.untrained == backbone.untrained
+        if not backbone.untrained:  # so that a checkpoint of another encoder is refused
+            others = with_leads(backbone, ["II"]), with_leads(with_leads(backbone, ["I", "II"]), ["I"])
+            assert len({backbone.fingerprint, single.fingerprint, *(other.fingerprint for other in others)}) == 4
         save_backbone(tmp_path / str(index), single)
         np.testing.assert_array_equal(
             load_backbone(tmp_path / str(index)).features(recordings()), single.features(recordings())

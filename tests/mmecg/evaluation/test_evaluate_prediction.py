@@ -99,6 +99,10 @@ def test_the_command_writes_a_page_that_needs_nothing_else(
     assert printed["single/all"]["baselines"].keys() == {"prevalence", "random_encoder"}
     assert "among the 40 studies with an earlier one" in printed["history_gain/macro_auroc"]["reason"]  # 8 of each
     assert "--cross-fit" in said.err
+    seen = bundle.contamination("PTB-XL", fold=9)
+    assert seen.startswith("The bundle saw")
+    assert {row["contamination"] for row in printed.values()} == {seen}
+    assert seen in json.loads((out / "run.json").read_text())["notes"]
     page = (out / "report.html").read_text()
     pictures = {path.stem for path in (out / "plots").iterdir()}
     assert pictures >= PICTURES

@@ -123,6 +123,10 @@ def test_every_row_is_there_with_its_value_or_the_reason(toy_folder: Path) -> No
         assert np.isfinite(rows[key].baselines["random_encoder"]), key
     for key in TOO_FEW:
         assert rows[key].extra["reason"], key
+    seen = "The bundle saw folds 1, 2, 3, 4, 5, 6, 7, 8 of PTB-XL in training (its model card), not fold 9."
+    assert rows["text_ecg/macro_f1_20"].extra["contamination"] == seen
+    assert "contamination" not in rows["text/macro_f1_20"].extra  # no ECG tower has a part in it
+    assert seen in found.run["notes"]
 
 
 def test_without_signals_the_text_rows_stand(toy_folder: Path, tmp_path: Path) -> None:

@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from mmecg.adaptation.backbone import small_backbone
 from mmecg.ecg import LEADS
+from mmecg.errors import InvalidInputError
 from mmecg.experiments import random_lead_masking, single_lead
 from mmecg.experiments.bench import identity
 from mmecg.experiments.random_lead_masking import hide, mask_at_random
@@ -29,6 +32,12 @@ def test_training_is_the_same_for_the_same_seed(bench, trained):
     truth = bench.recordings.truth(["all/LVH", "superclass/MI"])
     again = train(bench, small_backbone(0), truth, bench.split.fit, BRIEF)
     assert identity(again.encoder) == identity(trained.encoder)
+
+
+def test_recordings_of_another_rate_are_refused(bench):
+    fine = replace(bench, recordings=replace(bench.recordings, rate=500))
+    with pytest.raises(InvalidInputError, match=r"recordings have 500 Hz, expected 100 Hz"):
+        train(fine, small_backbone(0), bench.recordings.truth(["all/LVH"]), bench.split.fit, BRIEF)
 
 
 def test_hidden_leads_change_nothing(bench, trained):
