@@ -42,6 +42,7 @@ class Command:
     only_reads: bool = False
     request_id: str = ""
     touched: Mapping[tuple[str, str], None] = field(default_factory=dict)
+    failed: Mapping[str, Mapping[tuple[str, str], None]] = field(default_factory=dict)
 
 
 @contextmanager
