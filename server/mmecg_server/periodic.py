@@ -14,7 +14,7 @@ from mmecg_server.metrics import Measurable, Metrics
 LOOK_EVERY_S = 1.0
 FIRST_PROBE_S = 5.0
 
-Action = Callable[[Callable[[float], bool]], None]
+Action = Callable[[Callable[[float], bool]], object]
 
 
 class Periodic:

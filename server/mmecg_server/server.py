@@ -28,6 +28,7 @@ from mmecg_server.corpus_service import add_corpus_service
 from mmecg_server.interceptors import CallInterceptor, Gate
 from mmecg_server.label_service import add_label_mining_service
 from mmecg_server.logs import log
+from mmecg_server.memory import TRIM_EVERY_S, give_back
 from mmecg_server.metrics import Measurable, Metrics, MetricsEndpoint
 from mmecg_server.periodic import LOOK_EVERY_S, Periodic, probe_recall_every
 from mmecg_server.prediction_service import add_prediction_service
@@ -86,7 +87,7 @@ class Server:
         self._backend = Backend(self._gate, limits)
         self._encoder: BatchingEncoder | None = None
         self._stopped = False
-        self._periodic: list[Periodic] = []
+        self._periodic = [Periodic("memory", lambda wait: give_back(), TRIM_EVERY_S)]
         self._writable = self._readable = True
         self._authenticator = Authenticator(config.auth)
         doorkeeper = Doorkeeper(self._authenticator, limits)

@@ -33,6 +33,26 @@ def arenas(bound):
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
+GAPS = """
+from pathlib import Path
+from mmecg_server.memory import give_back
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1])
+blocks = [bytes(3000) for _ in range(20_000)]
+kept = blocks[::50]
+del blocks
+before = resident()
+assert give_back()
+print(before - resident())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="pools of memory are glibc's")
+def test_pages_between_others_are_given_back():
+    freed = subprocess.run([sys.executable, "-c", GAPS], capture_output=True, text=True, check=True).stdout
+    assert int(freed) > 5_000  # of about 14,600 pages
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="pools of memory are glibc's")
 def test_threads_share_two_pools_of_memory():
     assert arenas(bound=True) <= 2 < arenas(bound=False)
