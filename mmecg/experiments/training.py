@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -125,11 +125,7 @@ def train(
     optimiser = torch.optim.AdamW(model.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.learning_rate, total_steps=recipe.steps)
     signals, samples = bench.recordings.signals, round(recipe.crop_s * bench.recordings.rate)
-    order = np.empty(0, np.int64)
-    for step in range(recipe.steps):
-        while len(order) < recipe.batch:
-            order = np.concatenate([order, rng.permutation(rows)])
-        taken, order = order[: recipe.batch], order[recipe.batch :]
+    for step, taken in enumerate(_batches(rows, recipe, rng)):
         crops = random_crops(signals, taken, samples, rng)
         targets = torch.from_numpy(truth[taken])
         logits = model(torch.from_numpy(crops if change is None else change(crops, rng)))
@@ -143,3 +139,13 @@ def train(
         if step % 20 == 0:
             bench.progress(what, step, recipe.steps)
     return model.eval()
+
+
+def _batches(rows: NDArray[np.int64], recipe: Recipe, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
+    """Yield the rows of each step: permutations of all rows, one after the other."""
+    order = np.empty(0, np.int64)
+    for _ in range(recipe.steps):
+        while len(order) < recipe.batch:
+            order = np.concatenate([order, rng.permutation(rows)])
+        yield order[: recipe.batch]
+        order = order[recipe.batch :]
