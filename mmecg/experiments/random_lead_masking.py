@@ -66,7 +66,9 @@ def run(bench: Bench) -> Outcome:
         f"Macro-AUROC of superclasses with masking over without, by the leads tested on: {told}; of statements that "
         f"show in certain leads, with all 12: {verdict(gaps['lead_labels', '12'])}."
     )
-    notes = [f"Small tower, {RECIPE.steps} steps of {RECIPE.batch} crops of {RECIPE.crop_s:g} s."]
+    notes = [
+        f"Small tower, {RECIPE.steps} steps of {RECIPE.batch} crops of {RECIPE.crop_s:g} s; encoders given take no part."
+    ]
     headline = ("superclass/12/on_over_off", "superclass/I/on_over_off", "lead_labels/12/on_over_off")
     return Outcome(headline, tuple(rows), sentence, {"subsets": pl.DataFrame(lines)}, notes=notes)
 
