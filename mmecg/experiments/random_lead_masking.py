@@ -67,7 +67,7 @@ def run(bench: Bench) -> Outcome:
         f"show in certain leads, with all 12: {verdict(gaps['lead_labels', '12'])}."
     )
     notes = [
-        f"Small tower, {RECIPE.steps} steps of {RECIPE.batch} crops of {RECIPE.crop_s:g} s; encoders given take no part."
+        f"Small tower, {RECIPE.steps} steps of {RECIPE.batch} crops of {RECIPE.crop_s:g} s; no given encoder is used."
     ]
     headline = ("superclass/12/on_over_off", "superclass/I/on_over_off", "lead_labels/12/on_over_off")
     return Outcome(headline, tuple(rows), sentence, {"subsets": pl.DataFrame(lines)}, notes=notes)
