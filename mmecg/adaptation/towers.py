@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mmecg.config import parse_config
-from mmecg.ecg import LEADS, Ecg, lead_index
+from mmecg.ecg import LEADS, Ecg
 from mmecg.encoders.ecg_fm import EcgFm, mean_tokens
 from mmecg.encoders.ecg_founder import EcgFounder
+from mmecg.encoders.preprocessing import lead_rows
 from mmecg.encoders.registry import get_encoder
-from mmecg.errors import ConfigError, SignalError
+from mmecg.errors import ConfigError
 from mmecg.modeling.dual_encoder import SEGMENT_S
 from mmecg.modeling.ecg_encoder import EcgEncoder, EcgEncoderConfig, pool_maps
 
@@ -57,13 +58,7 @@ class TowerInput:
         SignalError
             None of :attr:`leads` was recorded.
         """
-        rows = [lead_index(lead) for lead in self.leads]
-        if not ecg.lead_mask[rows].any():
-            raise SignalError(
-                f"recording has {', '.join(ecg.leads)}, expected at least one of {', '.join(self.leads)}; "
-                "choose an encoder for the leads you have",
-                field="ecg.leads",
-            )
+        rows = lead_rows(ecg, self.leads)
         signal = ecg.resample(self.sampling_rate_hz).signal[rows]
         length = signal.shape[1]
         if length <= self.samples:

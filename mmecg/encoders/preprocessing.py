@@ -11,6 +11,7 @@ time is never stretched. A missing lead is zeros after normalising, and has no p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -72,14 +73,8 @@ class Preprocessing:
         SignalError
             None of :attr:`leads` was recorded.
         """
-        rows = [lead_index(lead) for lead in self.leads]
+        rows = lead_rows(ecg, self.leads)
         present = ecg.lead_mask[rows]
-        if not present.any():
-            raise SignalError(
-                f"recording has {', '.join(ecg.leads)}, expected at least one of {', '.join(self.leads)}; "
-                "choose an encoder for the leads you have",
-                field="ecg.leads",
-            )
         signal = self._resample(ecg.signal[rows], ecg.sampling_rate_hz)
         for name in self.filters:
             signal = FILTERS[name](signal, self.sampling_rate_hz)
@@ -100,6 +95,24 @@ class Preprocessing:
         score = z_score_leads if self.normalisation == "lead" else z_score_record
         normalised[present] = score(signal[present], self.epsilon)
         return normalised
+
+
+def lead_rows(ecg: Ecg, leads: Sequence[str]) -> list[int]:
+    """Return the rows of the leads in a recording's signal.
+
+    Raises
+    ------
+    SignalError
+        None of them was recorded.
+    """
+    rows = [lead_index(lead) for lead in leads]
+    if not ecg.lead_mask[rows].any():
+        raise SignalError(
+            f"recording has {', '.join(ecg.leads)}, expected at least one of {', '.join(leads)}; "
+            "choose an encoder for the leads you have",
+            field="ecg.leads",
+        )
+    return rows
 
 
 def resample_linear(signal: NDArray[np.float64], from_hz: float, to_hz: float) -> NDArray[np.float64]:

@@ -27,7 +27,7 @@ from mmecg.pretraining.validation import PROBE, pretext_measures, probe_auroc
 from mmecg.study import Study
 from mmecg.training.checkpoint import FILE, load_checkpoint, save_checkpoint
 from mmecg.training.distributed import average_gradients, initialise
-from mmecg.training.progress import append_log, one_cycle, trim_log
+from mmecg.training.progress import append_log, one_cycle, trim_log, update_average
 
 GRADIENT_NORM = 1.0
 FOLDER = "backbone"
@@ -206,7 +206,8 @@ class _Run:
             nn.utils.clip_grad_norm_(self._parameters, GRADIENT_NORM)
             self._optimizer.step()
             self.step += 1
-            self._update_average()
+            latest, decay = self.objective.backbone, self.config.average_decay
+            update_average(self.average, latest, decay=decay, step=self.step)
             for name, value in found.items():
                 total[name] = total.get(name, 0.0) + value.item() / sampler.batches
         return total
@@ -226,16 +227,6 @@ class _Run:
         state = {"epochs_done": epochs_done, "step": self.step, "recipe": asdict(self.config)}
         state |= {"before": self.before, "after": self.after}
         save_checkpoint(out, objective=self.objective, average=self.average, optimizer=self._optimizer, state=state)
-
-    @torch.no_grad()
-    def _update_average(self) -> None:
-        """Move the average towards the weights; faster at the start. Buffers (batch norm statistics) are copied."""
-        decay = min(self.config.average_decay, (1 + self.step) / (10 + self.step))
-        current = self.objective.backbone
-        for mean, now in zip(self.average.parameters(), current.parameters(), strict=True):
-            mean.lerp_(now, 1 - decay)
-        for held, latest in zip(self.average.buffers(), current.buffers(), strict=True):
-            held.copy_(latest)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from mmecg.training.config import TrainingConfig
 from mmecg.training.data import Batch, BatchSampler, TrainingData, load_training_data
 from mmecg.training.distributed import average_gradients, initialise
 from mmecg.training.objective import TERMS, Objective
-from mmecg.training.progress import append_log, one_cycle, trim_log
+from mmecg.training.progress import append_log, one_cycle, trim_log, update_average
 from mmecg.training.validation import zero_shot_auroc
 
 GRADIENT_NORM = 1.0
@@ -114,7 +114,8 @@ class TrainingRun:
             nn.utils.clip_grad_norm_(self._parameters, GRADIENT_NORM)
             self._optimizer.step()
             self.step += 1
-            self._update_average()
+            latest, decay = self.objective.model, self.config.average_decay
+            update_average(self.average, latest, decay=decay, step=self.step)
             for name, term in terms.items():
                 total[name] += term.item() / sampler.steps
         return total
@@ -133,16 +134,6 @@ class TrainingRun:
         """Write a checkpoint."""
         state = {"epochs_done": epochs_done, "step": self.step, "recipe": asdict(self.config)}
         save_checkpoint(out, objective=self.objective, average=self.average, optimizer=self._optimizer, state=state)
-
-    @torch.no_grad()
-    def _update_average(self) -> None:
-        """Move the average towards the weights; faster at the start. Buffers (batch norm statistics) are copied."""
-        decay = min(self.config.average_decay, (1 + self.step) / (10 + self.step))
-        current = self.objective.model
-        for mean, now in zip(self.average.parameters(), current.parameters(), strict=True):
-            mean.lerp_(now, 1 - decay)
-        for held, latest in zip(self.average.buffers(), current.buffers(), strict=True):
-            held.copy_(latest)
 
 
 def _new_text_tower(data: TrainingData, config: TrainingConfig, *, quiet: bool) -> TextEncoder:

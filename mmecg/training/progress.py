@@ -1,4 +1,4 @@
-"""What training loops share: the schedule of the learning rate, and a log of one JSON line an epoch with its curves."""
+"""What training loops share: schedule, average of the weights, and a log of one JSON line an epoch with its curves."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
+from torch import nn
 
 from mmecg.training.curves import QUALITY, draw_curves
 from mmecg.training.objective import TERMS
@@ -39,6 +41,16 @@ def one_cycle(progress: float, config: Schedule) -> float:
         return config.learning_rate * (1 / 25 + rise * 24 / 25)
     fall = (progress - config.warmup_fraction) / (1 - config.warmup_fraction)
     return config.learning_rate * (1 + math.cos(math.pi * fall)) / 2
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, latest: nn.Module, *, decay: float, step: int) -> None:
+    """Move the average of the weights towards them; faster at the start. Buffers (batch norm statistics) are copied."""
+    decay = min(decay, (1 + step) / (10 + step))
+    for mean, now in zip(average.parameters(), latest.parameters(), strict=True):
+        mean.lerp_(now, 1 - decay)
+    for held, buffer in zip(average.buffers(), latest.buffers(), strict=True):
+        held.copy_(buffer)
 
 
 def trim_log(out: Path, epochs_done: int) -> None:

@@ -33,7 +33,7 @@ def test_a_table_of_studies_is_pretrained_on(tmp_path, capsys):
     assert main([*arguments, "--epochs", "1", "--batch-size", "8", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert "probe_auroc" not in printed["after"]
-    assert [seen.data for seen in load_backbone(printed["path"]).config.seen] == ["mine"]
+    assert [seen.name for seen in load_backbone(printed["path"]).config.seen] == ["mine"]
 
 
 def test_test_folds_are_refused(folder, tmp_path, capsys):
