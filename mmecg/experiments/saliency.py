@@ -101,11 +101,12 @@ def run(bench: Bench) -> Outcome:
         bench.progress("explaining", column + 1, len(PLACES))
     overall = {name: average(of_findings) for name, of_findings in gaps.items()}
     explained = sum(int(str(line["n"])) for line in lines)
+    names = (bench.first, RANDOM, SIGNAL, "area")
+    mean = {name: float(np.mean([float(str(line[name])) for line in lines])) for name in names}
     for name, mean_gap in overall.items():
         key = f"{bench.first}/all_findings/over_{name}"
-        nothing = {"random_encoder": 0.0, "prevalence": 0.0}
-        rows.append(mean_gap.row(key, explained, nothing, excludes_zero=excludes_zero(mean_gap)))
-    mean = {name: float(np.mean([float(str(line[name])) for line in lines])) for name in (bench.first, RANDOM, "area")}
+        beside = {"random_encoder": mean[RANDOM] - mean[name], "prevalence": mean["area"] - mean[name]}
+        rows.append(mean_gap.row(key, explained, beside, excludes_zero=excludes_zero(mean_gap)))
     sentence = (
         f"Mean over {len(lines)} findings: {mean[bench.first]:.2f} of the evidence lies in leads and part of the beat "
         f"that define the finding, whose area is {mean['area']:.2f}; over a random encoder {verdict(overall[RANDOM])}, "
