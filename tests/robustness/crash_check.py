@@ -7,6 +7,7 @@ import os
 import shutil
 import tarfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,12 @@ def _remains(path: Path, model: Model, observed: dict[int, int | None]) -> list[
         first = subject * STUDIES_PER_SUBJECT
         if all(observed.get(number) is None for number in range(first, first + STUDIES_PER_SUBJECT)):
             gone.add(subject)
-    content = b"\0".join(file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file())
+    contents = []
+    for folder, _, names in os.walk(path):  # unlike rglob, it passes over folders that are deleted meanwhile
+        for name in names:
+            with suppress(FileNotFoundError):
+                contents.append((Path(folder) / name).read_bytes())
+    content = b"\0".join(contents)
     return [f"subject {subject} is in the files" for subject in gone if canary(subject).encode() in content]
 
 
